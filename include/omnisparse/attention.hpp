@@ -1,0 +1,221 @@
+/// @file
+/// The one include: attention as a functor made of policies, on a backend chosen at compile time.
+#pragma once
+
+#include <omnisparse/budget/dense.hpp>
+#include <omnisparse/budget/fixed.hpp>
+#include <omnisparse/budget/flattest_head.hpp>
+#include <omnisparse/budget/guaranteed.hpp>
+#include <omnisparse/budget/per_head.hpp>
+#include <omnisparse/budget/ratio.hpp>
+#include <omnisparse/core/backend.hpp>
+#include <omnisparse/core/call.hpp>
+#include <omnisparse/core/merge.hpp>
+#include <omnisparse/core/version.hpp>
+#include <omnisparse/core/workspace.hpp>
+#include <omnisparse/plan/check.hpp>
+#include <omnisparse/plan/plan.hpp>
+#include <omnisparse/plan/serialize.hpp>
+#include <omnisparse/plan/summary.hpp>
+#include <omnisparse/rescue/coverage.hpp>
+#include <omnisparse/rescue/none.hpp>
+#include <omnisparse/scorer/column_mass.hpp>
+#include <omnisparse/selector/all.hpp>
+#include <omnisparse/selector/far_mass.hpp>
+#include <omnisparse/selector/none.hpp>
+#include <omnisparse/selector/sink_contrast.hpp>
+#include <omnisparse/slim/head_fetch.hpp>
+#include <omnisparse/slim/kept_tokens.hpp>
+#include <omnisparse/slim/none.hpp>
+
+namespace omnisparse {
+
+/// Attention composed of policies on `Backend`. `attention{backend::cpu{}}` alone is dense causal
+/// attention; each `.with(...)` returns a new functor with one thing exchanged. A functor is a small
+/// value without state: copy it, share it between threads, one workspace for each.
+///
+/// A call never allocates and refuses bad input by a `status` before it writes anything. The stages:
+/// `plan` decides, `run` attends by any valid plan, `operator()` does both.
+template <class Backend, class Selector = selector::all, class Rescue = rescue::none,
+          class Scorer = scorer::column_mass, class Budget = budget::dense,
+          class Storer = slim::none, class Fetcher = slim::none>
+class attention {
+  static_assert(detail::is_selector<Selector>() && detail::is_rescue<Rescue>() &&
+                detail::is_scorer<Scorer>() && detail::is_budget<Budget>() &&
+                detail::is_storer<Storer>() && detail::is_fetcher<Fetcher>());
+
+ public:
+  using space = typename Backend::space;
+  using stream = typename Backend::stream;
+  using policies_type = policy_set<Selector, Rescue, Scorer, Budget, Storer, Fetcher>;
+
+  constexpr explicit attention(Backend backend = {}, policies_type policies = {}) noexcept
+      : backend_(backend), policies_(policies) {}
+
+  /// The same attention with policy `p` in the seat of each question that it answers.
+  template <class P>
+  constexpr auto with(P p) const noexcept {
+    static_assert(detail::names_a_role<P>,
+                  "omnisparse: a policy has 'keeps', 'rescues', 'score', 'tokens', 'stores' or "
+                  "'fetches'");
+    if constexpr (!detail::names_a_role<P>) {
+      return *this;
+    } else {
+      auto const seat = [&p](auto takes, auto const& old) {
+        if constexpr (decltype(takes)::value) return p;
+        else return old;
+      };
+      auto const s = seat(std::bool_constant<detail::names_keeps<P>>{}, policies_.selector);
+      auto const r = seat(std::bool_constant<detail::names_rescues<P>>{}, policies_.rescue);
+      auto const c = seat(std::bool_constant<detail::names_score<P>>{}, policies_.scorer);
+      auto const b = seat(std::bool_constant<detail::names_tokens<P>>{}, policies_.budget);
+      auto const t = seat(std::bool_constant<detail::names_stores<P>>{}, policies_.storer);
+      auto const f = seat(std::bool_constant<detail::names_fetches<P>>{}, policies_.fetcher);
+      using changed = attention<Backend, std::remove_const_t<decltype(s)>,
+                                std::remove_const_t<decltype(r)>, std::remove_const_t<decltype(c)>,
+                                std::remove_const_t<decltype(b)>, std::remove_const_t<decltype(t)>,
+                                std::remove_const_t<decltype(f)>>;
+      return changed{backend_,
+                     {s, r, c, b, t, f, policies_.near, policies_.limit, policies_.rows}};
+    }
+  }
+  /// The same attention with another near field.
+  constexpr attention with(near_field near) const noexcept {
+    attention changed = *this;
+    changed.policies_.near = near;
+    return changed;
+  }
+  /// The same attention with another mask.
+  constexpr attention with(mask limit) const noexcept {
+    attention changed = *this;
+    changed.policies_.limit = limit;
+    return changed;
+  }
+  /// The same attention with another number of rows per kept list.
+  constexpr attention with(chunk rows) const noexcept {
+    attention changed = *this;
+    changed.policies_.rows = rows;
+    return changed;
+  }
+
+  constexpr policies_type const& policies() const noexcept { return policies_; }
+
+  /// Would a call of this shape and dtype run? ok, or the sentence that says why not.
+  template <element T = float>
+  status can_run(attention_shape const& shape) const noexcept {
+    if (status const bad = detail::check_shape(shape); !bad.ok()) return bad;
+    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    return engine<Backend>::template can_run<T>(backend_, policies_, shape);
+  }
+
+  /// Bytes of workspace that any call of this shape and dtype needs, at any lengths.
+  template <element T = float>
+  std::size_t workspace_bytes(attention_shape const& shape) const noexcept {
+    return can_run<T>(shape).ok()
+               ? engine<Backend>::template workspace_bytes<T>(backend_, policies_, shape)
+               : 0;
+  }
+
+  /// Memory for the plan of a call of this shape. Allocates.
+  attention_plan<space> make_plan(attention_shape const& shape, int capacity = -1) const noexcept {
+    return attention_plan<space>(shape, policies_.rows, capacity);
+  }
+
+  /// Plans and attends: q [B, Hq, Nq, D], k and v [B, Hkv, Nkv, D] to out [B, Hq, Nq, D] and, where
+  /// given, lse [B, Hq, Nq] (nats, natural). Rows that see nothing get 0 and -inf.
+  template <class Q, class K, class V, class O, class S>
+  status operator()(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
+                    tensor_view<V, S> const& v, tensor_view<O, S> const& out,
+                    lse_view<O, S> const& lse, workspace_view<space> ws,
+                    inputs<space> const& in = {}, stream on = {}) const noexcept {
+    auto const call = make_call(q, k, v, out, lse, in);
+    if (status const bad = check(call, writing); !bad.ok()) return bad;
+    return engine<Backend>::attend(backend_, policies_, call, ws, on);
+  }
+  /// The same without lse.
+  template <class Q, class K, class V, class O, class S>
+  status operator()(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
+                    tensor_view<V, S> const& v, tensor_view<O, S> const& out,
+                    workspace_view<space> ws, inputs<space> const& in = {},
+                    stream on = {}) const noexcept {
+    return (*this)(q, k, v, out, lse_view<O, S>{}, ws, in, on);
+  }
+
+  /// Decides: writes row classes and kept lists into `plan`, whose memory `make_plan` gives. A
+  /// budget is clamped to the plan's capacity.
+  template <class Q, class K, class S>
+  status plan(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
+              std::type_identity_t<plan_view<S>> const& plan, workspace_view<space> ws,
+              inputs<space> const& in = {}, stream on = {}) const noexcept {
+    using T = std::remove_const_t<Q>;
+    auto const call = make_call(q, k, tensor_view<T const, S>{}, tensor_view<T, S>{},
+                                lse_view<T, S>{}, in);
+    if (status const bad = check(call, planning); !bad.ok()) return bad;
+    status const bad = detail::check_plan_target(plan, call.shape, policies_.rows, in);
+    if (!bad.ok()) return bad;
+    return engine<Backend>::plan(backend_, policies_, call, plan, ws, on);
+  }
+
+  /// Attends by a plan, wherever it comes from; only near field and mask are read of the policies.
+  template <class Q, class K, class V, class O, class S>
+  status run(tensor_view<Q, S> const& q, tensor_view<K, S> const& k, tensor_view<V, S> const& v,
+             std::type_identity_t<plan_view<S>> const& plan, tensor_view<O, S> const& out,
+             lse_view<O, S> const& lse, workspace_view<space> ws, inputs<space> const& in = {},
+             stream on = {}) const noexcept {
+    auto const call = make_call(q, k, v, out, lse, in);
+    if (status const bad = check(call, writing); !bad.ok()) return bad;
+    return engine<Backend>::run(backend_, policies_, call, plan, ws, on);
+  }
+  /// The same without lse.
+  template <class Q, class K, class V, class O, class S>
+  status run(tensor_view<Q, S> const& q, tensor_view<K, S> const& k, tensor_view<V, S> const& v,
+             std::type_identity_t<plan_view<S>> const& plan, tensor_view<O, S> const& out,
+             workspace_view<space> ws, inputs<space> const& in = {}, stream on = {}) const noexcept {
+    return run(q, k, v, plan, out, lse_view<O, S>{}, ws, in, on);
+  }
+
+ private:
+  static constexpr bool writing = true, planning = false;
+
+  template <class Q, class K, class V, class O, class S>
+  static constexpr auto make_call(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
+                                  tensor_view<V, S> const& v, tensor_view<O, S> const& out,
+                                  lse_view<O, S> const& lse, inputs<space> const& in) noexcept {
+    using T = std::remove_const_t<Q>;
+    constexpr bool one_dtype = std::is_same_v<std::remove_const_t<K>, T> &&
+                               std::is_same_v<std::remove_const_t<V>, T> && std::is_same_v<O, T>;
+    static_assert(std::is_same_v<S, space>,
+                  "omnisparse: these views point into another memory space than the backend reads: "
+                  "copy the data there and make tensor_view<T, device> or tensor_view<T, host>");
+    static_assert(element<T>, "omnisparse: a dtype is float, double, bfloat16 or half");
+    static_assert(one_dtype, "omnisparse: q, k, v and out have one dtype, and out is not const");
+    if constexpr (std::is_same_v<S, space> && element<T> && one_dtype) {
+      return attention_call<T, S>{shape_of(q, k), q, k, v, out, lse, in};
+    } else {
+      return attention_call<float, space>{};
+    }
+  }
+
+  template <class T>
+  status check(attention_call<T, space> const& call, bool writes) const noexcept {
+    if (status const bad = detail::check_call(call, writes); !bad.ok()) return bad;
+    return can_run<T>(call.shape);
+  }
+
+  Backend backend_;
+  policies_type policies_;
+};
+
+template <class Backend>
+attention(Backend) -> attention<Backend>;
+
+}  // namespace omnisparse
+
+#include <omnisparse/backend/reference.hpp>
+#if defined(__CUDACC__)
+#  if __has_include(<omnisparse/backend/cuda.cuh>)
+#    include <omnisparse/backend/cuda.cuh>
+#  endif
+#else
+#  include <omnisparse/backend/cpu.hpp>
+#endif

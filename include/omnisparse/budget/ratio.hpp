@@ -1,0 +1,22 @@
+/// @file
+/// A share of the tokens.
+#pragma once
+
+#include <omnisparse/core/observation.hpp>
+#include <omnisparse/core/question.hpp>
+
+namespace omnisparse::budget {
+
+/// Every head keeps `share` of the tokens that its chunk may keep, rounded up.
+struct ratio {
+  using observes = observation::nothing;
+  float share = 0.1f;  ///< in [0, 1]
+
+  OMNISPARSE_HD constexpr int tokens(observes, kv_extent kv) const noexcept {
+    float const exact = share * static_cast<float>(kv.tokens);
+    int const whole = static_cast<int>(exact);
+    return whole + (static_cast<float>(whole) < exact ? 1 : 0);
+  }
+};
+
+}  // namespace omnisparse::budget

@@ -1,0 +1,33 @@
+/// @file
+/// The backends as tags. A tag carries only what its user sets; the work is in `backend/`.
+#pragma once
+
+#include <omnisparse/core/tensor_view.hpp>
+
+namespace omnisparse {
+
+/// The fast CPU path's place in order: nothing to say, the call returns when the work is done.
+struct in_order {};
+
+namespace backend {
+
+/// The fast CPU backend: tiles that fit the caches, OpenMP threads where found.
+struct cpu {
+  using space = host;
+  using stream = in_order;
+  int threads = 0;  ///< 0: as many as OpenMP would use
+};
+
+/// The oracle: the definition written out in double precision, one thread, slow for ever.
+struct reference {
+  using space = host;
+  using stream = in_order;
+};
+
+}  // namespace backend
+
+/// What a backend does: specialised by each backend in its own header.
+template <class Backend>
+struct engine;
+
+}  // namespace omnisparse

@@ -1,0 +1,80 @@
+/// @file
+/// Is this plan one that `run` may follow?
+#pragma once
+
+#include <omnisparse/core/status.hpp>
+#include <omnisparse/plan/plan.hpp>
+
+namespace omnisparse {
+
+/// Refuses a plan that was made for another shape, has null parts, an unknown row class, or a list
+/// that is too long, unsorted, repeats an entry or leaves [0, kv_tokens). Host plans only; reads
+/// every entry once.
+inline status check_plan(plan_view<host> const& plan, attention_shape const& shape) noexcept {
+  auto const refuse = [](char const* why) { return status{status_code::invalid_plan, why}; };
+  if (!(plan.shape == shape)) {
+    return refuse("omnisparse: the plan was made for another shape: make it with the shape of this "
+                  "call's q and k");
+  }
+  if (plan.chunk_rows < 1 || plan.capacity < 0) {
+    return refuse("omnisparse: a plan has chunk_rows >= 1 and capacity >= 0");
+  }
+  if ((plan.rows == nullptr && plan.row_count() > 0) ||
+      (plan.kept_counts == nullptr && plan.list_count() > 0) ||
+      (plan.kept == nullptr && plan.list_count() > 0 && plan.capacity > 0)) {
+    return refuse("omnisparse: the plan has null parts: give memory for rows, kept and "
+                  "kept_counts, or use attention_plan, which owns them");
+  }
+  for (std::int64_t i = 0; i < plan.row_count(); ++i) {
+    if (static_cast<unsigned char>(plan.rows[i]) > 2) {
+      return refuse("omnisparse: a row class of the plan is none of lazy (0), active (1), "
+                    "rescued (2)");
+    }
+  }
+  for (std::int64_t l = 0; l < plan.list_count(); ++l) {
+    int const count = plan.kept_counts[l];
+    if (count < 0 || count > plan.capacity) {
+      return refuse("omnisparse: a count of the plan lies outside [0, capacity]");
+    }
+    int const* const kept = plan.kept + l * plan.capacity;
+    int before = -1;
+    for (int n = 0; n < count; ++n) {
+      if (kept[n] <= before || kept[n] >= shape.kv_tokens) {
+        return refuse("omnisparse: a kept list of the plan is not strictly ascending within "
+                      "[0, kv_tokens)");
+      }
+      before = kept[n];
+    }
+  }
+  return {};
+}
+
+namespace detail {
+
+// A plan's memory that a planner can write for this call.
+template <class Space>
+constexpr status check_plan_target(plan_view<Space> const& plan, attention_shape const& shape,
+                                   chunk rows, inputs<Space> const& in) noexcept {
+  int const wanted = rows.rows > 0 ? rows.rows : larger(1, shape.q_tokens);
+  if (!(plan.shape == shape) || plan.chunk_rows != wanted) {
+    return {status_code::invalid_plan,
+            "omnisparse: the plan's memory was made for another shape or chunk: use "
+            "attention_plan(shape, chunk) with those of this call"};
+  }
+  if (!in.segments.is_null() && plan.capacity < shape.kv_tokens) {
+    return {status_code::invalid_plan,
+            "omnisparse: with segments a list must be able to hold all text tokens: give the plan "
+            "a capacity of Nkv"};
+  }
+  if (plan.capacity < 0 || (plan.row_count() > 0 && plan.rows == nullptr) ||
+      (plan.list_count() > 0 && (plan.kept_counts == nullptr || plan.recalls == nullptr ||
+                                 (plan.capacity > 0 && plan.kept == nullptr)))) {
+    return {status_code::invalid_plan,
+            "omnisparse: a plan to be written needs memory for rows, kept, kept_counts and "
+            "recalls: use attention_plan, which owns them"};
+  }
+  return {};
+}
+
+}  // namespace detail
+}  // namespace omnisparse
