@@ -1,0 +1,65 @@
+/// @file
+/// The vector vocabulary of the CPU kernels, on Eigen's packet layer: one source for SSE, AVX2,
+/// AVX-512 and NEON, and plain scalars where Eigen does not vectorise.
+#pragma once
+
+#include <Eigen/Core>
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+namespace omnisparse::cpu {
+
+namespace simd = Eigen::internal;
+
+/// The widest vector of A that the target has.
+template <class A>
+using packet = typename simd::packet_traits<A>::type;
+
+/// Elements of a packet of A.
+template <class A>
+inline constexpr int lanes = simd::unpacket_traits<packet<A>>::size;
+
+/// The register tile of both products: `block_rows` rows by two packets of accumulators, as many as
+/// the vector registers hold beside the operands.
+inline constexpr int vector_registers =
+#if defined(__AVX512F__) || defined(__aarch64__)
+    32;
+#else
+    16;
+#endif
+inline constexpr int block_rows = vector_registers == 32 ? 12 : 6;
+
+/// Keys of a panel and columns of a value strip: the two packets of the register tile.
+template <class A>
+inline constexpr int strip = 2 * lanes<A>;
+
+/// 2^x for x <= 0, within 2 ulp; exactly 0 from about 2^-127 down, so for -inf too. NaN: NaN.
+template <class A>
+inline packet<A> exp2_of(packet<A> x) noexcept {
+  if constexpr (std::is_same_v<A, float> && lanes<float> > 1) {
+    using P = packet<float>;
+    using I = typename simd::unpacket_traits<P>::integer_packet;
+    P const low = simd::pmax(x, simd::pset1<P>(-127.f));
+    P const shifted = simd::padd(low, simd::pset1<P>(12582912.f));  // rounds to an integer
+    P const f = simd::psub(low, simd::psub(shifted, simd::pset1<P>(12582912.f)));
+    P y = simd::pset1<P>(0.001326472731307149f);  // minimax on [-1/2, 1/2], relative error 1e-7
+    y = simd::pmadd(y, f, simd::pset1<P>(0.009671512991189957f));
+    y = simd::pmadd(y, f, simd::pset1<P>(0.05550733581185341f));
+    y = simd::pmadd(y, f, simd::pset1<P>(0.24022242426872253f));
+    y = simd::pmadd(y, f, simd::pset1<P>(0.6931470036506653f));
+    y = simd::pmadd(y, f, simd::pset1<P>(1.f));
+    I const exponent = simd::padd(simd::preinterpret<I>(shifted), simd::pset1<I>(127));
+    P const power = simd::preinterpret<P>(simd::plogical_shift_left<23>(exponent));
+    return simd::pmul(y, power);
+  } else if constexpr (lanes<A> > 1) {
+    using P = packet<A>;
+    P const y = simd::pexp(simd::pmul(x, simd::pset1<P>(A(0.693147180559945309417))));
+    return simd::pselect(simd::pcmp_lt(x, simd::pset1<P>(A(-1000))), simd::pset1<P>(A(0)), y);
+  } else {
+    return std::exp2(x);
+  }
+}
+
+}  // namespace omnisparse::cpu

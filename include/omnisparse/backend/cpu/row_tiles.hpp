@@ -1,0 +1,177 @@
+/// @file
+/// The rows of a call gathered by class into tiles: which rows run together, and by what cost.
+#pragma once
+
+#include <omnisparse/backend/cpu/flash_tile.hpp>
+#include <omnisparse/backend/cpu/threads.hpp>
+#include <omnisparse/core/call.hpp>
+#include <omnisparse/plan/plan.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace omnisparse::cpu {
+
+/// Which rows of a call are attended to, and how. `rows` null: every row is of class `all`.
+/// Rows of a class whose bit is not set in `classes` are left alone.
+struct row_choice {
+  plan_view<host> plan = {};
+  row_class all = row_class::rescued;
+  unsigned classes = 7u;
+
+  row_class of(int b, int h, int i) const noexcept {
+    return plan.rows == nullptr ? all : plan.rows_at(b, h)[i];
+  }
+  bool takes(row_class kind) const noexcept {
+    return (classes >> static_cast<unsigned>(kind) & 1u) != 0;
+  }
+};
+
+/// One (batch, KV head, chunk): its rows, sorted by class, then by position, then by head.
+struct row_unit {
+  int b = 0, g = 0, c = 0;
+  int counts[3] = {};             ///< rows of each class
+  int list_begin = 0;             ///< the plan's entries in use: [list_begin, list_begin +
+  int list_count = 0;             ///<  list_count), without sinks and keys that do not exist
+  int list_size = 0;              ///< packed: sinks, then entries
+  std::ptrdiff_t list_at = 0;     ///< where the packed list starts, in keys
+  bool list_finite = true;
+};
+
+/// A tile: `rows` rows of a class of a unit.
+struct row_tile {
+  std::int64_t cost = 0;  ///< keys times rows, about
+  int unit = 0;
+  int first = 0;  ///< of the unit's rows
+  int rows = 0;
+  row_class kind = row_class::lazy;
+};
+
+/// The units of a call and their rows. A row is coded as index * group + head of the group.
+struct row_units {
+  row_unit* units = nullptr;  ///< [batch, kv_heads, chunks]
+  int* rows = nullptr;        ///< [batch, kv_heads, q_tokens * group]
+  int chunks = 0;
+  int chunk_rows = 1;
+
+  template <class Arena>
+  static row_units take(Arena& arena, attention_shape const& shape) noexcept {
+    auto const count = [](int n) { return static_cast<std::size_t>(n); };
+    std::size_t const slots = count(shape.batch) * count(shape.kv_heads);
+    row_units u;
+    u.units = arena.template take<row_unit>(slots * count(larger(1, shape.q_tokens)));
+    u.rows = arena.template take<int>(slots * count(shape.q_tokens) * count(shape.group()));
+    return u;
+  }
+
+  /// The first row code of a unit.
+  int* rows_of(attention_shape const& shape, row_unit const& u) const noexcept {
+    std::ptrdiff_t const slot = std::ptrdiff_t{u.b} * shape.kv_heads + u.g;
+    return rows + (slot * shape.q_tokens + std::ptrdiff_t{u.c} * chunk_rows) * shape.group();
+  }
+};
+
+/// Sorts the rows of every unit by class. Rows of active class whose list holds every candidate
+/// count as rescued: both see everything, and nothing needs to be packed for them.
+template <class T>
+void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
+                 near_field const& near, mask limit, int threads, row_units& units) noexcept {
+  attention_shape const& shape = call.shape;
+  units.chunk_rows =
+      choice.plan.rows == nullptr ? larger(1, shape.q_tokens) : choice.plan.chunk_rows;
+  units.chunks = ceil_div(shape.q_tokens, units.chunk_rows);
+  int const group = shape.group();
+  long long const count = static_cast<long long>(shape.batch) * shape.kv_heads * units.chunks;
+  parallel_for(threads, count, [&](long long n, int) {
+    row_unit& u = units.units[n];
+    u = {};
+    u.c = static_cast<int>(n % units.chunks);
+    u.g = static_cast<int>(n / units.chunks % shape.kv_heads);
+    u.b = static_cast<int>(n / units.chunks / shape.kv_heads);
+    sequence_extent const extent = extent_of(shape, call.in, u.b);
+    int const first = u.c * units.chunk_rows;
+    int const last = std::min(extent.q_tokens, first + units.chunk_rows);
+    if (last <= first) return;
+    bool everything = false;
+    if (choice.plan.rows != nullptr) {
+      int const* const kept = choice.plan.kept_at(u.b, u.c, u.g);
+      int const* const kept_end = kept + choice.plan.kept_counts[choice.plan.list(u.b, u.c, u.g)];
+      int const* const begin = std::lower_bound(kept, kept_end, near.sinks);
+      int const* const end = std::lower_bound(begin, kept_end, extent.kv_tokens);
+      u.list_begin = static_cast<int>(begin - kept);
+      u.list_count = static_cast<int>(end - begin);
+      u.list_size = u.list_count + std::min(near.sinks, extent.kv_tokens);
+      far_candidates const far = candidates_of(near, extent.position(first),
+                                               extent.position(last - 1), extent.kv_tokens, limit);
+      std::ptrdiff_t const held =
+          std::lower_bound(begin, end, far.left.end) - std::lower_bound(begin, end, far.left.begin) +
+          (end - std::lower_bound(begin, end, far.right.size() > 0 ? far.right.begin
+                                                                    : extent.kv_tokens));
+      everything = held == far.size();
+    }
+    auto const kind_of = [&](int h, int i) {
+      row_class const kind = choice.of(u.b, h, i);
+      return everything && kind == row_class::active ? row_class::rescued : kind;
+    };
+    int* const rows = units.rows_of(shape, u);
+    int at = 0;
+    for (row_class const kind : {row_class::lazy, row_class::active, row_class::rescued}) {
+      if (!choice.takes(kind) && !(everything && kind == row_class::rescued &&
+                                   choice.takes(row_class::active))) {
+        continue;
+      }
+      int const before = at;
+      for (int i = first; i < last; ++i) {
+        for (int h = u.g * group; h < (u.g + 1) * group; ++h) {
+          if (kind_of(h, i) == kind && choice.takes(choice.of(u.b, h, i))) {
+            rows[at++] = i * group + h - u.g * group;
+          }
+        }
+      }
+      u.counts[static_cast<int>(kind)] = at - before;
+    }
+    if (u.counts[static_cast<int>(row_class::active)] == 0) u.list_size = 0;
+  });
+}
+
+/// Cuts the units [first, last) into tiles, costliest first. Returns their number; `tiles` has room
+/// for `most_tiles`.
+inline int cut_tiles(row_units const& units, int first, int last, attention_shape const& shape,
+                     near_field const& near, mask limit, row_tile* tiles) noexcept {
+  int count = 0;
+  for (int n = first; n < last; ++n) {
+    row_unit const& u = units.units[n];
+    int at = 0;
+    for (int kind = 0; kind < 3; ++kind) {
+      int const total = u.counts[kind];
+      for (int done = 0; done < total; done += tile_rows) {
+        row_tile& t = tiles[count++];
+        t = {0, n, at + done, std::min(tile_rows, total - done), static_cast<row_class>(kind)};
+        int const row = units.rows_of(shape, u)[t.first + t.rows - 1] / shape.group();
+        std::int64_t const position = shape.kv_tokens - shape.q_tokens + row;
+        std::int64_t const all = limit == mask::causal ? position + 1 : shape.kv_tokens;
+        std::int64_t const close = std::min(all, std::int64_t{near.window} + tile_rows);
+        t.cost = t.rows * (t.kind == row_class::rescued ? all
+                           : t.kind == row_class::lazy  ? close
+                                                        : std::min(all, close + u.list_size));
+      }
+      at += total;
+    }
+  }
+  std::sort(tiles, tiles + count, [](row_tile const& x, row_tile const& y) {
+    if (x.cost != y.cost) return x.cost > y.cost;
+    return x.unit != y.unit ? x.unit < y.unit : x.first < y.first;
+  });
+  return count;
+}
+
+/// The most tiles that a call of this shape can be cut into.
+inline std::size_t most_tiles(attention_shape const& shape) noexcept {
+  auto const count = [](int n) { return static_cast<std::size_t>(n); };
+  std::size_t const slots = count(shape.batch) * count(shape.kv_heads);
+  std::size_t const rows = slots * count(shape.q_tokens) * count(shape.group());
+  return rows / tile_rows + std::min(rows, 3 * slots * count(shape.q_tokens)) + 1;
+}
+
+}  // namespace omnisparse::cpu
