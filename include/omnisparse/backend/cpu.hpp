@@ -3,8 +3,12 @@
 #pragma once
 
 #include <omnisparse/backend/cpu/attend.hpp>
+#include <omnisparse/backend/cpu/plan.hpp>
+#include <omnisparse/budget/dense.hpp>
 #include <omnisparse/core/backend.hpp>
 #include <omnisparse/plan/check.hpp>
+#include <omnisparse/rescue/none.hpp>
+#include <omnisparse/selector/all.hpp>
 
 namespace omnisparse {
 
@@ -22,11 +26,23 @@ struct engine<backend::cpu> {
   }
 
   template <class T, class Policies>
-  static std::size_t workspace_bytes(backend::cpu b, Policies const&,
+  static std::size_t workspace_bytes(backend::cpu b, Policies const& p,
                                      attention_shape const& shape) noexcept {
     detail::arena count;
-    cpu::attend_memory<accumulator_t<T>>::take(count, shape, cpu::thread_count(b.threads));
+    memory<T, Policies>::take(count, shape, p, cpu::thread_count(b.threads));
     return count.needed();
+  }
+
+  template <class T, class Policies>
+  static status plan(backend::cpu b, Policies const& p, attention_call<T, host> const& call,
+                     plan_view<host> const& plan, workspace_view<host> ws, in_order) noexcept {
+    detail::arena arena(ws.data, ws.bytes);
+    auto m = memory<T, Policies>::take(arena, call.shape, p, cpu::thread_count(b.threads));
+    if (!fits(ws, arena)) return detail::workspace_refusal();
+    cpu::pack_call(call, m.attend.threads, m.attend.kv);
+    cpu::choose(call, p, plan, m.attend, m.plan);
+    cpu::rescue(call, p, plan, m.attend, m.plan, false);
+    return {};
   }
 
   template <class T, class Policies>
@@ -36,24 +52,85 @@ struct engine<backend::cpu> {
     detail::arena arena(ws.data, ws.bytes);
     auto m = cpu::attend_memory<accumulator_t<T>>::take(arena, call.shape,
                                                         cpu::thread_count(b.threads));
-    if (ws.data == nullptr || !arena.fits()) return detail::workspace_refusal();
+    if (!fits(ws, arena)) return detail::workspace_refusal();
     cpu::pack_call(call, m.threads, m.kv);
     cpu::clear_missing_rows(call);
     cpu::attend_rows(call, {.plan = plan}, p.near, p.limit, m, cpu::store_rows(call));
     return {};
   }
 
+  // One pass plans and attends: what the active rows see is known from the attention itself, so the
+  // rescue costs no second product, and only rescued rows are attended to again.
   template <class T, class Policies>
   static status attend(backend::cpu b, Policies const& p, attention_call<T, host> const& call,
                        workspace_view<host> ws, in_order) noexcept {
     detail::arena arena(ws.data, ws.bytes);
-    auto m = cpu::attend_memory<accumulator_t<T>>::take(arena, call.shape,
-                                                        cpu::thread_count(b.threads));
-    if (ws.data == nullptr || !arena.fits()) return detail::workspace_refusal();
-    cpu::pack_call(call, m.threads, m.kv);
+    auto m = memory<T, Policies>::take(arena, call.shape, p, cpu::thread_count(b.threads));
+    if (!fits(ws, arena)) return detail::workspace_refusal();
+    cpu::pack_call(call, m.attend.threads, m.attend.kv);
     cpu::clear_missing_rows(call);
-    cpu::attend_rows(call, {}, p.near, p.limit, m, cpu::store_rows(call));
+    auto const store = cpu::store_rows(call);
+    if constexpr (is_dense<Policies>) {
+      cpu::attend_rows(call, {}, p.near, p.limit, m.attend, store);
+    } else {
+      using A = accumulator_t<T>;
+      attention_shape const& s = call.shape;
+      cpu::choose(call, p, m.view, m.attend, m.plan);
+      cpu::attend_rows(call, {m.view, row_class::lazy, 3u}, p.near, p.limit, m.attend,
+                       [&](int bb, int h, int i, auto const& tile, int r) {
+                         store(bb, h, i, tile, r);
+                         if constexpr (cpu::wants<Policies>::coverage) {
+                           A* const seen = m.plan.lse;
+                           seen[(std::ptrdiff_t{bb} * s.q_heads + h) * s.q_tokens + i] =
+                               cpu::tile_lse(tile, r);
+                         }
+                       });
+      if constexpr (!std::same_as<decltype(p.rescue), rescue::none>) {
+        cpu::rescue(call, p, m.view, m.attend, m.plan, true);
+        cpu::attend_rows(call, {m.view, row_class::lazy, 4u}, p.near, p.limit, m.attend, store);
+      }
+    }
     return {};
+  }
+
+ private:
+  // Everything is kept for every row: no plan is needed.
+  template <class Policies>
+  static constexpr bool is_dense = std::same_as<decltype(Policies::selector), selector::all> &&
+                                   std::same_as<decltype(Policies::budget), budget::dense>;
+
+  // All memory of planning and attending, and of the plan of a call that does both.
+  template <class T, class Policies>
+  struct memory {
+    using A = accumulator_t<T>;
+    cpu::attend_memory<A> attend;
+    cpu::plan_memory<A> plan;
+    plan_view<host> view;
+
+    template <class Arena>
+    static memory take(Arena& arena, attention_shape const& shape, Policies const& p,
+                       int threads) noexcept {
+      memory m;
+      m.attend = cpu::attend_memory<A>::take(arena, shape, threads);
+      if constexpr (!is_dense<Policies>) {
+        m.plan = cpu::plan_memory<A>::take(arena, shape, p, threads);
+        m.view.shape = shape;
+        m.view.chunk_rows = p.rows.rows > 0 ? p.rows.rows : larger(1, shape.q_tokens);
+        m.view.capacity = shape.kv_tokens;
+        auto const lists = static_cast<std::size_t>(m.view.list_count());
+        m.view.rows = arena.template take<row_class>(static_cast<std::size_t>(m.view.row_count()));
+        m.view.kept_counts = arena.template take<int>(lists);
+        m.view.recalls = arena.template take<float>(lists);
+        m.view.kept = arena.template take<int>(lists * static_cast<std::size_t>(shape.kv_tokens));
+      } else {
+        m.plan = cpu::plan_memory<A>::take(arena, shape, p, threads);
+      }
+      return m;
+    }
+  };
+
+  static bool fits(workspace_view<host> ws, detail::arena const& arena) noexcept {
+    return ws.data != nullptr && arena.fits();
   }
 };
 

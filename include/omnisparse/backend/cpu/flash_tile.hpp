@@ -107,7 +107,8 @@ void attend_tile(A const* q, int rows, int dim, key_run<A> const* runs, int run_
       first = std::min(first, run->begin[r]);
       last = std::max(last, run->end[r]);
     }
-    first = first / strip<A> * strip<A>;
+    // Steps start at multiples of tile_keys, so a row's bits do not depend on the rows beside it.
+    first = first / tile_keys * tile_keys;
     for (int base = first; base < last; base += tile_keys) {
       for (int r0 = 0; r0 < rows; r0 += block_rows) {
         // The columns that any row of the block sees, in whole panels.

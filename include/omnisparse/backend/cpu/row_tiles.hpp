@@ -37,9 +37,11 @@ struct row_unit {
   int list_size = 0;              ///< packed: sinks, then entries
   std::ptrdiff_t list_at = 0;     ///< where the packed list starts, in keys
   bool list_finite = true;
+  bool everything = false;        ///< the list holds every key that active rows could see
 };
 
-/// A tile: `rows` rows of a class of a unit.
+/// A tile: `rows` rows of a unit that see keys in the same way. Active rows whose list holds
+/// everything run as rescued ones, and nothing is packed for them.
 struct row_tile {
   std::int64_t cost = 0;  ///< keys times rows, about
   int unit = 0;
@@ -72,8 +74,7 @@ struct row_units {
   }
 };
 
-/// Sorts the rows of every unit by class. Rows of active class whose list holds every candidate
-/// count as rescued: both see everything, and nothing needs to be packed for them.
+/// Sorts the rows of every unit by class, and looks at what its list holds.
 template <class T>
 void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
                  near_field const& near, mask limit, int threads, row_units& units) noexcept {
@@ -93,7 +94,6 @@ void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
     int const first = u.c * units.chunk_rows;
     int const last = std::min(extent.q_tokens, first + units.chunk_rows);
     if (last <= first) return;
-    bool everything = false;
     if (choice.plan.rows != nullptr) {
       int const* const kept = choice.plan.kept_at(u.b, u.c, u.g);
       int const* const kept_end = kept + choice.plan.kept_counts[choice.plan.list(u.b, u.c, u.g)];
@@ -108,30 +108,21 @@ void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
           std::lower_bound(begin, end, far.left.end) - std::lower_bound(begin, end, far.left.begin) +
           (end - std::lower_bound(begin, end, far.right.size() > 0 ? far.right.begin
                                                                     : extent.kv_tokens));
-      everything = held == far.size();
+      u.everything = held == far.size();
     }
-    auto const kind_of = [&](int h, int i) {
-      row_class const kind = choice.of(u.b, h, i);
-      return everything && kind == row_class::active ? row_class::rescued : kind;
-    };
     int* const rows = units.rows_of(shape, u);
     int at = 0;
     for (row_class const kind : {row_class::lazy, row_class::active, row_class::rescued}) {
-      if (!choice.takes(kind) && !(everything && kind == row_class::rescued &&
-                                   choice.takes(row_class::active))) {
-        continue;
-      }
+      if (!choice.takes(kind)) continue;
       int const before = at;
       for (int i = first; i < last; ++i) {
         for (int h = u.g * group; h < (u.g + 1) * group; ++h) {
-          if (kind_of(h, i) == kind && choice.takes(choice.of(u.b, h, i))) {
-            rows[at++] = i * group + h - u.g * group;
-          }
+          if (choice.of(u.b, h, i) == kind) rows[at++] = i * group + h - u.g * group;
         }
       }
       u.counts[static_cast<int>(kind)] = at - before;
     }
-    if (u.counts[static_cast<int>(row_class::active)] == 0) u.list_size = 0;
+    if (u.everything || u.counts[static_cast<int>(row_class::active)] == 0) u.list_size = 0;
   });
 }
 
@@ -148,6 +139,7 @@ inline int cut_tiles(row_units const& units, int first, int last, attention_shap
       for (int done = 0; done < total; done += tile_rows) {
         row_tile& t = tiles[count++];
         t = {0, n, at + done, std::min(tile_rows, total - done), static_cast<row_class>(kind)};
+        if (u.everything && t.kind == row_class::active) t.kind = row_class::rescued;
         int const row = units.rows_of(shape, u)[t.first + t.rows - 1] / shape.group();
         std::int64_t const position = shape.kv_tokens - shape.q_tokens + row;
         std::int64_t const all = limit == mask::causal ? position + 1 : shape.kv_tokens;

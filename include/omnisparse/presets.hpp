@@ -1,0 +1,55 @@
+/// @file
+/// Two ready compositions: one after the published figure, one for models not trained for it.
+#pragma once
+
+#include <omnisparse/attention.hpp>
+
+namespace omnisparse::presets {
+
+/// Options of `published`; every one is unpublished, the defaults ours.
+struct published_options {
+  float tau = 0.5f;         ///< of the sink contrast
+  float recall = 0.95f;     ///< of the flattest head
+  near_field near = {};     ///< empty: a lazy row outputs 0
+};
+
+/// After the published figure (arXiv 2511.12201): sink contrast for rows, one list for the call,
+/// one budget set by the flattest head, a cache of kept tokens that heads fetch by their decode
+/// query. For models trained with it: on others zero rows ruin the output.
+template <class Backend>
+constexpr auto published(Backend backend, published_options const& o = {}) noexcept {
+  return attention{backend}
+      .with(o.near)
+      .with(selector::sink_contrast{.tau = o.tau})
+      .with(budget::flattest_head{.recall = o.recall})
+      .with(slim::kept_tokens{})
+      .with(slim::head_fetch{.threshold = o.tau});
+}
+
+/// Options of `local_first`.
+struct local_first_options {
+  int window = 0;        ///< tokens; 0: a 64th of the context, in [256, 1024]
+  int sinks = 4;         ///< tokens
+  float epsilon = 0.05f; ///< far mass above which a row is active
+  float recall = 0.95f;  ///< of the flattest head
+  float least = 0.5f;    ///< coverage below which a row is rescued
+  int chunk_rows = 2048; ///< rows per kept list
+};
+
+/// For models that were not trained for sparsity, and the default for all others: near field for
+/// every row, far keys for the rows with mass there, everything for the few rows whose list misses
+/// too much. `kv_tokens` is the context the window is chosen for when `window` is 0. Ours.
+template <class Backend>
+constexpr auto local_first(Backend backend, int kv_tokens,
+                           local_first_options const& o = {}) noexcept {
+  int const window = o.window > 0 ? o.window : clamped(kv_tokens / 64, 256, 1024);
+  return attention{backend}
+      .with(near_field{.window = window, .sinks = o.sinks})
+      .with(chunk{o.chunk_rows})
+      .with(selector::far_mass{.epsilon = o.epsilon})
+      .with(budget::flattest_head{.recall = o.recall})
+      .with(rescue::coverage{.least = o.least})
+      .with(slim::kept_tokens{});
+}
+
+}  // namespace omnisparse::presets
