@@ -8,8 +8,11 @@
 #include <omnisparse/budget/guaranteed.hpp>
 #include <omnisparse/budget/per_head.hpp>
 #include <omnisparse/budget/ratio.hpp>
+#include <omnisparse/cache/kv_cache.hpp>
+#include <omnisparse/cache/slim.hpp>
 #include <omnisparse/core/backend.hpp>
 #include <omnisparse/core/call.hpp>
+#include <omnisparse/core/decode_call.hpp>
 #include <omnisparse/core/merge.hpp>
 #include <omnisparse/core/version.hpp>
 #include <omnisparse/core/workspace.hpp>
@@ -172,6 +175,85 @@ class attention {
              std::type_identity_t<plan_view<S>> const& plan, tensor_view<O, S> const& out,
              workspace_view<space> ws, inputs<space> const& in = {}, stream on = {}) const noexcept {
     return run(q, k, v, plan, out, lse_view<O, S>{}, ws, in, on);
+  }
+
+  /// Builds a cache's sequence from a plan: appends k and v [B, Hkv, Nkv, D] of batch index `b`, but
+  /// only what the storing policy lets stay. The full cache never exists.
+  template <class K, class T>
+  status slim(tensor_view<K, space> const& k, tensor_view<K, space> const& v,
+              std::type_identity_t<plan_view<space>> const& plan, kv_cache<Backend, T>& cache,
+              int sequence, inputs<space> const& in = {}, int b = 0) const noexcept {
+    if (status const bad = detail::check_slim(plan, b, cache); !bad.ok()) return bad;
+    attention_shape const& s = plan.shape;
+    if (!detail::has_extents(k, s.batch, s.kv_heads, s.kv_tokens, s.dim) ||
+        !detail::has_extents(v, s.batch, s.kv_heads, s.kv_tokens, s.dim)) {
+      return detail::shape_refusal("omnisparse: k and v must be [B, Hkv, Nkv, D] of the plan's shape");
+    }
+    detail::storing const keeps(policies_.storer, policies_.near, policies_.limit, plan, in, b);
+    auto const of = [&](tensor_view<K, space> const& x) {
+      return tensor_view<K, space, 3>(x.at(b), {s.kv_heads, keeps.tokens(), s.dim},
+                                      {x.stride(1), x.stride(2), x.stride(3)});
+    };
+    return cache.append_if(sequence, of(k), of(v), [&](int j) { return keeps.kind(j); }, keeps);
+  }
+  /// Trims a sequence that holds the plan's tokens already: what the storing policy does not let
+  /// stay is dropped and whole pages return to the pool. Tokens beyond the plan stay.
+  template <class T>
+  status slim(std::type_identity_t<plan_view<space>> const& plan, kv_cache<Backend, T>& cache,
+              int sequence, inputs<space> const& in = {}, int b = 0) const noexcept {
+    if (status const bad = detail::check_slim(plan, b, cache); !bad.ok()) return bad;
+    detail::storing const keeps(policies_.storer, policies_.near, policies_.limit, plan, in, b);
+    return cache.keep_if(sequence, [&](int g, int j) { return j >= keeps.tokens() || keeps(g, j); });
+  }
+
+  /// Bytes of workspace that `decode` needs for `batch` rows of `q_heads` heads on this cache.
+  template <class T>
+  std::size_t decode_workspace_bytes(kv_cache<Backend, T> const& cache, int batch,
+                                     int q_heads) const noexcept {
+    return engine<Backend>::decode_workspace_bytes(backend_, cache.ref(), batch, q_heads);
+  }
+
+  /// One step: row b of q [B, Hq, 1, D] attends to what sequence b (or sequences(b)) stores: text
+  /// always, visual tokens when near or when the fetching policy says so. The row stands at the
+  /// last appended position, so append its own key and value first.
+  template <class Q, class T, class O>
+  status decode(tensor_view<Q, space> const& q, kv_cache<Backend, T> const& cache,
+                tensor_view<O, space> const& out, lse_view<T, space> const& lse,
+                workspace_view<space> ws,
+                std::type_identity_t<tensor_view<int const, space, 1>> const& sequences = {},
+                stream on = {}) const noexcept {
+    static_assert(std::is_same_v<std::remove_const_t<Q>, T> && std::is_same_v<O, T>,
+                  "omnisparse: q and out must have the dtype of the cache");
+    auto const& ref = cache.ref();
+    int const rows = q.extent(0), heads = q.extent(1);
+    if (heads % ref.kv_heads != 0 || q.extent(2) != 1 || q.extent(3) != ref.dim ||
+        !detail::has_extents(out, rows, heads, 1, ref.dim) ||
+        (!sequences.is_null() && sequences.extent(0) != rows) ||
+        (!lse.is_null() &&
+         (lse.extent(0) != rows || lse.extent(1) != heads || lse.extent(2) != 1))) {
+      return detail::shape_refusal("omnisparse: decode takes q and out [B, Hq, 1, D] with Hq a multiple "
+                                   "of the cache's KV heads and its D, lse [B, Hq, 1] and sequences "
+                                   "[B]");
+    }
+    if (!detail::is_readable(q) || !detail::is_readable(out)) {
+      return {status_code::invalid_view,
+              "omnisparse: q and out need memory and a contiguous last dimension (stride 1)"};
+    }
+    if (detail::first_of(policies_.fetcher) != ref.sink_keys) {
+      return {status_code::invalid_option,
+              "omnisparse: the fetching policy's 'first' differs from the sink_keys that the cache "
+              "was made with: make them equal"};
+    }
+    decode_call<T, space> const call{q, out, lse, sequences};
+    return engine<Backend>::decode(backend_, policies_, call, ref, ws, on);
+  }
+  /// The same without lse.
+  template <class Q, class T, class O>
+  status decode(tensor_view<Q, space> const& q, kv_cache<Backend, T> const& cache,
+                tensor_view<O, space> const& out, workspace_view<space> ws,
+                std::type_identity_t<tensor_view<int const, space, 1>> const& sequences = {},
+                stream on = {}) const noexcept {
+    return decode(q, cache, out, lse_view<T, space>{}, ws, sequences, on);
   }
 
  private:

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <omnisparse/backend/cpu/attend.hpp>
+#include <omnisparse/backend/cpu/decode.hpp>
 #include <omnisparse/backend/cpu/plan.hpp>
 #include <omnisparse/budget/dense.hpp>
+#include <omnisparse/cache/check_decode.hpp>
 #include <omnisparse/core/backend.hpp>
 #include <omnisparse/plan/check.hpp>
 #include <omnisparse/rescue/none.hpp>
@@ -93,6 +95,27 @@ struct engine<backend::cpu> {
     return {};
   }
 
+  template <class T>
+  static std::size_t decode_workspace_bytes(backend::cpu b, kv_cache_ref<host, T> const& cache, int batch,
+                                            int q_heads) noexcept {
+    detail::arena count;
+    take_decode(count, cache, batch, q_heads, cpu::thread_count(b.threads));
+    return count.needed();
+  }
+
+  template <class T, class Policies>
+  static status decode(backend::cpu b, Policies const& p, decode_call<T, host> const& call,
+                       kv_cache_ref<host, T> const& cache, workspace_view<host> ws,
+                       in_order) noexcept {
+    if (status const bad = check_decode(call, cache); !bad.ok()) return bad;
+    int const threads = cpu::thread_count(b.threads);
+    detail::arena arena(ws.data, ws.bytes);
+    auto const m = take_decode(arena, cache, call.q.extent(0), call.q.extent(1), threads);
+    if (!fits(ws, arena)) return detail::workspace_refusal();
+    cpu::decode(call, cache, p, m, threads);
+    return {};
+  }
+
  private:
   // Everything is kept for every row: no plan is needed.
   template <class Policies>
@@ -128,6 +151,14 @@ struct engine<backend::cpu> {
       return m;
     }
   };
+
+  template <class Arena, class T>
+  static auto take_decode(Arena& arena, kv_cache_ref<host, T> const& cache, int batch, int q_heads,
+                          int threads) noexcept {
+    return cpu::decode_memory<accumulator_t<T>>::take(arena, batch * cache.kv_heads,
+                                                      q_heads / cache.kv_heads, cache.dim,
+                                                      cache.lane_pages, cache.page_tokens, threads);
+  }
 
   static bool fits(workspace_view<host> ws, detail::arena const& arena) noexcept {
     return ws.data != nullptr && arena.fits();

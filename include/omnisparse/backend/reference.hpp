@@ -3,7 +3,9 @@
 #pragma once
 
 #include <omnisparse/backend/cpu/reference.hpp>
+#include <omnisparse/backend/cpu/reference_decode.hpp>
 #include <omnisparse/backend/cpu/reference_plan.hpp>
+#include <omnisparse/cache/check_decode.hpp>
 #include <omnisparse/core/backend.hpp>
 #include <omnisparse/core/workspace.hpp>
 #include <omnisparse/plan/check.hpp>
@@ -46,6 +48,19 @@ struct engine<backend::reference> {
     attention_plan<host> const plan(call.shape, p.rows);
     cpu::reference_plan(call, p, plan.view());
     cpu::reference_attend(call, p.near, p.limit, plan.view());
+    return {};
+  }
+
+  template <class T>
+  static std::size_t decode_workspace_bytes(backend_type, kv_cache_ref<host, T> const&, int, int) noexcept {
+    return 0;
+  }
+
+  template <class T, class Policies>
+  static status decode(backend_type, Policies const& p, decode_call<T, host> const& call,
+                       kv_cache_ref<host, T> const& cache, workspace_view<host>, in_order) noexcept {
+    if (status const bad = check_decode(call, cache); !bad.ok()) return bad;
+    cpu::reference_decode(call, cache, p);
     return {};
   }
 };

@@ -9,6 +9,11 @@
 #include <cstdint>
 #include <type_traits>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC diagnostic push
+#  pragma GCC diagnostic ignored "-Wignored-attributes"  // vector types as template arguments
+#endif
+
 namespace omnisparse::cpu {
 
 namespace simd = Eigen::internal;
@@ -63,3 +68,7 @@ inline packet<A> exp2_of(packet<A> x) noexcept {
 }
 
 }  // namespace omnisparse::cpu
+
+#if defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC diagnostic pop
+#endif

@@ -1,0 +1,17 @@
+# What `cmake --install` puts down and find_package(omnisparse) finds. Relocatable.
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/omnisparse)
+configure_package_config_file(cmake/omnisparse-config.cmake.in
+  ${PROJECT_BINARY_DIR}/omnisparse-config.cmake INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/omnisparse-config-version.cmake
+  COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+
+install(TARGETS omnisparse EXPORT omnisparse-targets FILE_SET HEADERS)
+install(EXPORT omnisparse-targets NAMESPACE omnisparse:: DESTINATION ${package_dir})
+install(FILES
+  ${PROJECT_BINARY_DIR}/omnisparse-config.cmake
+  ${PROJECT_BINARY_DIR}/omnisparse-config-version.cmake
+  ${PROJECT_SOURCE_DIR}/cmake/omnisparse-cuda.cmake
+  DESTINATION ${package_dir})

@@ -1,0 +1,86 @@
+/// @file
+/// The oracle of decoding: one row against the stored tokens, in double precision.
+#pragma once
+
+#include <omnisparse/backend/cpu/reference.hpp>
+#include <omnisparse/cache/kv_cache_ref.hpp>
+#include <omnisparse/core/decode_call.hpp>
+
+namespace omnisparse::cpu {
+
+/// What the decode classifier of head h sees: the row's logits on the mean of the first keys and on
+/// the mean of all others ever appended.
+template <class T>
+observation::sink_and_mean decode_contrast(T const* q, kv_cache_ref<host, T> const& cache,
+                                           int sequence, int kv_head) noexcept {
+  double logit[2] = {0, 0};
+  int const sinks = smaller(cache.sink_keys, cache.appended[sequence]);
+  int const counts[2] = {sinks, cache.appended[sequence] - sinks};
+  for (int part = 0; part < 2; ++part) {
+    double const* const sum = cache.key_sum_at(sequence, kv_head, part);
+    for (int d = 0; d < cache.dim; ++d) logit[part] += static_cast<double>(q[d]) * sum[d];
+    logit[part] /= std::sqrt(static_cast<double>(cache.dim)) * larger(1, counts[part]);
+  }
+  double const share = counts[1] > 0 ? 1.0 / (1.0 + std::exp(logit[0] - logit[1])) : 0.0;
+  return {static_cast<float>(logit[0]), static_cast<float>(logit[1]), static_cast<float>(share)};
+}
+
+/// Does head h read the stored visual tokens beyond its near field? With a fetcher whose `any` is
+/// true, when any head of its group does.
+template <class T, class Fetcher>
+bool decode_fetches(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache,
+                    Fetcher const& fetcher, int b, int h) noexcept {
+  int const group = call.q.extent(1) / cache.kv_heads, g = h / group;
+  auto const asks = [&](int head) {
+    if constexpr (std::same_as<observed<Fetcher>, observation::sink_and_mean>) {
+      return fetcher.fetches(decode_contrast(call.q.at(b, head), cache, call.sequence(b), g));
+    } else {
+      return fetcher.fetches({});
+    }
+  };
+  bool whole_group = false;
+  if constexpr (requires { fetcher.any; }) whole_group = fetcher.any;
+  if (!whole_group) return asks(h);
+  for (int head = g * group; head < (g + 1) * group; ++head) {
+    if (asks(head)) return true;
+  }
+  return false;
+}
+
+/// Text always; visual tokens when near or when the head fetches.
+template <class T, class Policies>
+void reference_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache,
+                      Policies const& p) {
+  int const group = call.q.extent(1) / cache.kv_heads;
+  for (int b = 0; b < call.q.extent(0); ++b) {
+    int const sequence = call.sequence(b), tokens = cache.appended[sequence];
+    for (int h = 0; h < call.q.extent(1); ++h) {
+      bool const fetches = decode_fetches(call, cache, p.fetcher, b, h);
+      std::vector<double> logits;
+      std::vector<T const*> values;
+      for (segment const kind : {segment::text, segment::visual}) {
+        std::int64_t const lane = cache.lane(sequence, h / group, kind);
+        for (int n = 0; n < cache.stored[lane]; ++n) {
+          int const page = cache.page(lane, n / cache.page_tokens), slot = n % cache.page_tokens;
+          int const position = *cache.positions_at(page, slot);
+          bool const near = p.near.contains(position, tokens - 1, tokens, mask::causal);
+          if (kind == segment::visual && !fetches && !near) continue;
+          logits.push_back(
+              reference_logit<T>(call.q.at(b, h), cache.keys_at(page, slot), cache.dim));
+          values.push_back(cache.values_at(page, slot));
+        }
+      }
+      double const lse = reference_lse(logits);
+      for (int d = 0; d < cache.dim; ++d) {
+        double sum = 0;
+        for (std::size_t n = 0; n < logits.size(); ++n) {
+          sum += std::exp(logits[n] - lse) * static_cast<double>(values[n][d]);
+        }
+        call.out(b, h, 0, d) = static_cast<T>(static_cast<accumulator_t<T>>(sum));
+      }
+      if (!call.lse.is_null()) call.lse(b, h, 0) = static_cast<accumulator_t<T>>(lse);
+    }
+  }
+}
+
+}  // namespace omnisparse::cpu
