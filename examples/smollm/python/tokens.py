@@ -8,7 +8,6 @@ from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 CONTROL = 3  # GGUF's token type for markers such as <|im_start|>
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def load_tokenizer(gguf: Path) -> Tokenizer:
@@ -35,3 +34,10 @@ def load_tokenizer(gguf: Path) -> Tokenizer:
 def encode_document(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
     """The first `limit` tokens of a text; markers that stand in the text are read as markers."""
     return tokenizer.encode(text, add_special_tokens=False).ids[:limit]
+
+
+def encode_question(tokenizer: Tokenizer, question: str) -> list[int]:
+    """A question about the text before it, in the chat form that the model was trained on. The text
+    itself opens the conversation, so that its tokens stay its own."""
+    chat = f"<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    return tokenizer.encode(chat, add_special_tokens=False).ids

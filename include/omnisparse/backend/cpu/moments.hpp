@@ -215,6 +215,8 @@ void estimate_far(At row_at, key_range const* windows, int rows, near_field cons
   std::fill_n(s.tile.total, padded, A(0));
   A first[std::size_t{block_rows} * width], second[std::size_t{block_rows} * width];
   A biases[tile_keys];  // log2 of the blocks' counts, -inf for an empty block
+  A extras[tile_keys];  // their radii
+  A const weight = static_cast<A>(estimate.variance_weight) / (A(2) * log2e);
   for (int base = 0; base < count; base += tile_keys) {
     int const columns = std::min(tile_keys, count - base);
     for (int c = 0; c < columns; c += width) {
@@ -229,6 +231,7 @@ void estimate_far(At row_at, key_range const* windows, int rows, near_field cons
     }
     for (int c = 0; c < round_up(columns, width); ++c) {
       biases[c] = c < columns ? std::log2(m.count[f.blocks[base + c]]) : empty_lse<A>();
+      extras[c] = bound && c < columns ? m.radius[f.blocks[base + c]] : A(0);
     }
     for (int r0 = 0; r0 < rows; r0 += block_rows) {
       int const some_rows = std::min(block_rows, rows - r0);
@@ -240,24 +243,27 @@ void estimate_far(At row_at, key_range const* windows, int rows, near_field cons
           multiply_keys(f.squares + std::ptrdiff_t{r0} * dim,
                         f.variances + std::ptrdiff_t{c} * dim, dim, second, width);
         }
-        for (int n = 0; n < width; ++n) {
-          int const at = base + c + n;
-          for (int r = 0; r < some_rows; ++r) {
-            A bias = biases[c + n];
-            if (at >= whole && at < count) {
-              key_range const w = windows[r0 + r];
-              int const clip = at < cut_left
-                                   ? (w.begin > near.sinks ? w.begin - left * size : 0)
-                                   : std::min((right + 1) * size, kv_tokens) - w.end;
-              bias = std::log2(std::min(m.count[f.blocks[at]],
-                                        static_cast<A>(std::max(0, clip))));
-            }
-            A const extra =
-                bound ? (at < count ? f.norms[r0 + r] * m.radius[f.blocks[at]] : A(0))
-                      : static_cast<A>(estimate.variance_weight) / (A(2) * log2e) *
-                            second[r * width + n];
-            scores[r * ld + c + n] = first[r * width + n] + extra + bias;
+        for (int r = 0; r < some_rows; ++r) {
+          A* const row = scores + r * ld + c;
+          A const* const on_mean = first + r * width;
+          A const* const on_spread = second + r * width;
+          if (bound) {
+            for (int n = 0; n < width; ++n) row[n] = on_mean[n] + f.norms[r0 + r] * extras[c + n] + biases[c + n];
+          } else {
+            for (int n = 0; n < width; ++n) row[n] = on_mean[n] + weight * on_spread[n] + biases[c + n];
           }
+        }
+      }
+      // The blocks that a window cuts count only the keys that are far for the row.
+      for (int at = std::max(base, whole); at < std::min(base + columns, count); ++at) {
+        A const most = m.count[f.blocks[at]];
+        for (int r = 0; r < some_rows; ++r) {
+          key_range const w = windows[r0 + r];
+          int const clip = at < cut_left ? (w.begin > near.sinks ? w.begin - left * size : 0)
+                                         : std::min((right + 1) * size, kv_tokens) - w.end;
+          A const far = std::min(most, static_cast<A>(std::max(0, clip)));
+          A& score = scores[r * ld + at - base];
+          score = far > A(0) ? score - biases[at - base] + std::log2(far) : empty_lse<A>();
         }
       }
       for (int r = 0; r < some_rows; ++r) {
