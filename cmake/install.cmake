@@ -1,8 +1,9 @@
-# What `cmake --install` puts down and find_package(omnisparse) finds. Relocatable.
+# What `cmake --install` puts down and find_package(omnisparse) finds. Relocatable, and the same for
+# every architecture, hence below share/.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/omnisparse)
+set(package_dir ${CMAKE_INSTALL_DATADIR}/cmake/omnisparse)
 configure_package_config_file(cmake/omnisparse-config.cmake.in
   ${PROJECT_BINARY_DIR}/omnisparse-config.cmake INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/omnisparse-config-version.cmake
@@ -15,3 +16,4 @@ install(FILES
   ${PROJECT_BINARY_DIR}/omnisparse-config-version.cmake
   ${PROJECT_SOURCE_DIR}/cmake/omnisparse-cuda.cmake
   DESTINATION ${package_dir})
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/omnisparse)

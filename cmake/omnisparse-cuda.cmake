@@ -1,27 +1,31 @@
-# The component cuda: omnisparse::cuda, for sources that nvcc compiles. Only read when asked for.
+# The component cuda: omnisparse::cuda, for sources that nvcc compiles. Read by the library's own
+# build and by the installed package, each only when asked for. Sets omnisparse_cuda_FOUND.
 include(CheckLanguage)
 check_language(CUDA)
-set(omnisparse_cuda_FOUND FALSE)
 if(NOT CMAKE_CUDA_COMPILER)
-  set(omnisparse_NOT_FOUND_MESSAGE
-    "omnisparse: component cuda needs nvcc, and none was found: install the CUDA Toolkit, put nvcc on PATH or set CMAKE_CUDA_COMPILER; the CPU backend needs no component")
+  set(omnisparse_cuda_FOUND FALSE)
+  string(CONCAT omnisparse_NOT_FOUND_MESSAGE
+    "omnisparse: component cuda needs nvcc, and none was found: install the CUDA Toolkit and put nvcc "
+    "on PATH, or set CMAKE_CUDA_COMPILER; the CPU backend needs no component")
   message(STATUS "${omnisparse_NOT_FOUND_MESSAGE}")
-else()
-  # 'native' fails to configure where there is no GPU, and CMake's own default is too old.
-  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 80 90a)
-  endif()
-  enable_language(CUDA)
-  find_package(CUDAToolkit REQUIRED)
-  if(NOT TARGET omnisparse::cuda)
-    add_library(omnisparse::cuda INTERFACE IMPORTED)
-    target_link_libraries(omnisparse::cuda INTERFACE omnisparse::omnisparse CUDA::cudart_static)
-    # CMake 3.25 knows no cuda_std_20 for nvcc and drops CMAKE_CUDA_STANDARD 20 silently.
-    if("cuda_std_20" IN_LIST CMAKE_CUDA_COMPILE_FEATURES)
-      target_compile_features(omnisparse::cuda INTERFACE cuda_std_20)
-    else()
-      target_compile_options(omnisparse::cuda INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
-    endif()
-  endif()
-  set(omnisparse_cuda_FOUND TRUE)
+  return()
 endif()
+
+# 'native' fails to configure where there is no GPU, and CMake's own default is too old for us.
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 80 90a)
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+
+if(NOT TARGET omnisparse::cuda)
+  add_library(omnisparse::cuda INTERFACE IMPORTED GLOBAL)
+  target_link_libraries(omnisparse::cuda INTERFACE omnisparse::omnisparse CUDA::cudart_static)
+  # CMake 3.25 knows no cuda_std_20 for nvcc and drops CMAKE_CUDA_STANDARD 20 silently.
+  if("cuda_std_20" IN_LIST CMAKE_CUDA_COMPILE_FEATURES)
+    target_compile_features(omnisparse::cuda INTERFACE cuda_std_20)
+  else()
+    target_compile_options(omnisparse::cuda INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+  endif()
+endif()
+set(omnisparse_cuda_FOUND TRUE)

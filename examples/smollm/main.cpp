@@ -1,123 +1,132 @@
 /// @file
-/// A real language model through the library: reads a document with several kinds of attention, asks
-/// about it, and writes down what each kind saved and lost. `demo.py` is its usual caller.
-#include "dump.hpp"
+/// SmolLM2 under sparse attention: token ids in, measurements out. demo.py drives it.
+#include "../common/safetensors_writer.hpp"
 #include "forward.hpp"
-#include "job.hpp"
-#include "layer_attention.hpp"
+#include "measure.hpp"
 #include "model.hpp"
-#include "result.hpp"
-#include "setting.hpp"
+#include "policies.hpp"
+#include "request.hpp"
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include <cstdio>
 #include <exception>
-#include <filesystem>
 #include <fstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace {
 
-namespace fs = std::filesystem;
-
 /// The command line.
 struct options {
-  fs::path model, tokens, report, dump;
-  std::vector<std::string> rows = {"full", "published", "local_first", "band"};
-  std::vector<int> dump_layers;
+  std::string weights, request, result = "result.json", dump_to = "qkv.safetensors";
+  std::vector<std::string> policies = {"full", "published", "local_first", "band"};
+  smollm::policy_options policy;
   int new_tokens = 48;
-  bool no_recall = false;
+  int dump_layer = -1;
 };
 
-/// Prefills the document with one kind of attention, answers the question, and measures both.
-smollm::row_result run_row(smollm::model const& model, smollm::job const& job,
-                           smollm::setting const& how, options const& wanted) {
-  auto const& c = model.config;
-  int const tokens = static_cast<int>(job.document.size());
-  omnisparse::attention_shape const shape{1, c.heads, c.kv_heads, tokens, tokens, c.head_dim()};
-  smollm::progress say(how.label());
-  return smollm::with_attention(how, [&](auto attend) {
-    smollm::layer_by_layer layers(attend, shape, !wanted.no_recall);
-    smollm::row_result row;
-    row.policy = how.policy(), row.label = how.label();
-    smollm::matrix const hidden = smollm::timed(row.prefill_s, [&] {
-      return smollm::forward(model, job.document, 0, [&](smollm::layer_tensors const& t) {
-        layers(t);
-        say("prefill, layer", t.layer + 1, c.layers);
-      });
-    });
-    row.prefill_s -= layers.off_clock_s;
-    row.perplexity = smollm::perplexity(model, hidden, job.document, tokens / 2);
-    row.attention_s = layers.attention_s, row.plan_s = layers.plan_s;
-    std::tie(row.recall_mean, row.recall_p1) = layers.recall();
-    row.layers = std::move(layers.layers);
-    row.average_layers();
-    smollm::save_plans(wanted.report / (how.policy() + ".plan.safetensors"), layers.plans);
-    return row;
-  });
-}
+/// The layer and head whose plan is drawn: in the middle, where heads of every kind are found.
+constexpr int picture_layer = 12, picture_head = 4;
 
-/// Writes q, k and v of the wanted layers, as full attention makes them.
-void dump_layers(smollm::model const& model, smollm::job const& job, options const& wanted) {
-  auto const& c = model.config;
-  int const tokens = static_cast<int>(job.document.size());
-  omnisparse::attention_shape const shape{1, c.heads, c.kv_heads, tokens, tokens, c.head_dim()};
-  smollm::layer_by_layer layers(smollm::dense_attention, shape, false);
-  smollm::forward(model, job.document, 0, [&](smollm::layer_tensors const& t) {
-    auto const& list = wanted.dump_layers;
-    bool const chosen = list.empty() || std::find(list.begin(), list.end(), t.layer) != list.end();
-    if (chosen) smollm::save_layer(wanted.dump, t);
-    layers(t);
-  });
-}
-
-/// Everything after the command line has been read.
-void run(options const& wanted) {
-  std::vector<smollm::setting> const settings(wanted.rows.begin(), wanted.rows.end());
-  std::fprintf(stderr, "reading the model\n");
-  smollm::model const model = smollm::load_model(wanted.model);
-  smollm::job const job = smollm::read_job(wanted.tokens, model.config, wanted.new_tokens);
-  fs::create_directories(wanted.report);
-  if (!wanted.dump.empty()) dump_layers(model, job, wanted);
-  nlohmann::ordered_json report = {{"document_tokens", job.document.size()},
-                                   {"rows", nlohmann::ordered_json::array()}};
-  for (auto const& how : settings) {
-    report["rows"].push_back(smollm::to_json(run_row(model, job, how, wanted)));
+/// The values of a view as [heads, tokens, D] without gaps.
+std::vector<float> contiguous(omnisparse::tensor_view<float const> const& view) {
+  std::vector<float> values;
+  values.reserve(static_cast<std::size_t>(view.size()));
+  for (int head = 0; head < view.extent(1); ++head) {
+    for (int i = 0; i < view.extent(2); ++i) {
+      float const* const row = view.at(0, head, i);
+      values.insert(values.end(), row, row + view.extent(3));
+    }
   }
-  fs::path const path = wanted.report / "report.json";
-  std::ofstream file(path);
-  file << report.dump(1) << '\n';
+  return values;
+}
+
+/// Writes q [1, Hq, N, D], k and v [1, Hkv, N, D] of one layer of the dense model, k and q after RoPE.
+void dump_layer(smollm::model const& m, std::vector<int> const& document, int layer,
+                std::string const& path) {
+  if (layer >= m.config.layers) {
+    throw std::runtime_error("--dump-layer: the model has layers 0 to " +
+                             std::to_string(m.config.layers - 1));
+  }
+  omnisparse::attention const dense{omnisparse::backend::cpu{}};
+  omnisparse::workspace<> memory;
+  smollm::forward(m, document, 0, [&](smollm::layer_tensors const& t) {
+    if (t.layer > layer) return;  // nothing more is wanted
+    if (t.layer == layer) {
+      auto const q = contiguous(t.q), k = contiguous(t.k), v = contiguous(t.v);
+      auto const shape = [](auto const& x) {
+        return safetensors::shape{1, x.extent(1), x.extent(2), x.extent(3)};
+      };
+      safetensors::writer file;
+      file.add("q", shape(t.q), q);
+      file.add("k", shape(t.k), k);
+      file.add("v", shape(t.v), v);
+      file.save(path);
+    }
+    auto const shape = omnisparse::shape_of(t.q, t.k);
+    if (memory.bytes() == 0) memory = omnisparse::workspace<>(dense.workspace_bytes(shape));
+    omnisparse::or_throw(dense(t.q, t.k, t.v, t.out, memory));
+  });
+}
+
+/// Everything after the command line.
+void run(options const& o) {
+  smollm::model const m = smollm::load_model(o.weights);
+  smollm::request const r = smollm::read_request(o.request, m.config, o.new_tokens);
+  if (o.dump_layer >= 0) return dump_layer(m, r.document, o.dump_layer, o.dump_to);
+  int const tokens = static_cast<int>(r.document.size());
+  int const most_tokens = tokens + static_cast<int>(r.question.size()) + o.new_tokens;
+  int const layer = std::min(picture_layer, m.config.layers - 1);
+  int const head = std::min(picture_head, m.config.heads - 1);
+  nlohmann::json results = nlohmann::json::array();
+  for (std::string const& name : o.policies) {
+    std::fprintf(stderr, "%s: reading %d tokens\n", name.c_str(), tokens);
+    smollm::runner const policy = smollm::runner_of(name, o.policy, m.config, tokens, most_tokens);
+    smollm::measurement const seen = smollm::measure(m, policy, r, o.new_tokens);
+    results.push_back({{"row", smollm::row_of(name, seen)}, {"heads", smollm::heads_of(seen)},
+                       {"picture", smollm::picture_of(seen, layer, head)},
+                       {"answer", seen.answer}});
+  }
+  nlohmann::json const result = {{"results", results}, {"tokens", tokens},
+                                 {"picture_layer", layer}, {"picture_head", head}};
+  std::ofstream file(o.result);
+  file << result << '\n';
   file.close();
-  if (!file) throw smollm::usage_error(path.string() + ": the file could not be written");
+  if (!file) throw std::runtime_error("the result could not be written to " + o.result);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  options wanted;
-  CLI::App app("A language model that reads a document with several kinds of attention.");
-  app.add_option("--model", wanted.model, "weights, a safetensors file")->required();
-  app.add_option("--tokens", wanted.tokens, "document, question and stop tokens, a JSON file")
+  options o;
+  CLI::App app("SmolLM2 under sparse attention: token ids in, measurements out. demo.py drives it.");
+  app.add_option("--weights", o.weights, "the model, as demo.py converts it")->required();
+  app.add_option("--request", o.request, "JSON: document, question (token ids), end (token id)")
       ->required();
-  app.add_option("--report", wanted.report, "folder to write the report's numbers to")->required();
-  app.add_option("--row", wanted.rows,
-                 "a row of the table: full, published, local_first or band, and its options, as in "
-                 "'local_first least=0.6 window=128'");
-  app.add_option("--new-tokens", wanted.new_tokens, "most tokens of an answer; 0: none")
+  app.add_option("--result", o.result, "JSON to write");
+  app.add_option("--policy", o.policies, "full, published, local_first, band")->delimiter(',');
+  app.add_option("--recall", o.policy.recall)->check(CLI::Range(0.0, 1.0));
+  app.add_option("--epsilon", o.policy.epsilon)->check(CLI::Range(0.0, 1.0));
+  app.add_option("--least", o.policy.least)->check(CLI::Range(0.0, 1.0));
+  app.add_option("--window", o.policy.window, "0: the preset's")->check(CLI::Range(0, 1 << 20));
+  app.add_option("--budget", o.policy.budget, "tokens a list; 0: the preset's")
       ->check(CLI::Range(0, 1 << 20));
-  app.add_option("--dump", wanted.dump, "folder to write q, k and v of layers to");
-  app.add_option("--dump-layers", wanted.dump_layers, "which layers; all when left out");
-  app.add_flag("--no-recall", wanted.no_recall, "spare the dense calls that find the true recall");
+  app.add_option("--chunk", o.policy.chunk_rows, "rows per list")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--new-tokens", o.new_tokens)->check(CLI::Range(0, 4096));
+  app.add_option("--dump-layer", o.dump_layer,
+                 "write q, k, v of this layer of the dense model and stop")
+      ->check(CLI::Range(0, 1 << 20));
+  app.add_option("--dump-to", o.dump_to);
   try {
     app.parse(argc, argv);
   } catch (CLI::ParseError const& e) {
     return app.exit(e) == 0 ? 0 : 2;
   }
   try {
-    run(wanted);
+    run(o);
   } catch (std::exception const& e) {
     std::fprintf(stderr, "smollm: %s\n", e.what());
     return 2;

@@ -14,14 +14,14 @@
 
 namespace smollm {
 
-/// The options that the command line sets; 0 or below: the preset's own.
+/// The options that the command line sets; 0: the preset's own.
 struct policy_options {
-  float recall = 0.95f;
-  float epsilon = 0.05f;
-  float least = 0.5f;
+  float recall = 0;  ///< lists by the flattest head's reach in place of a fixed number of tokens
+  float epsilon = omnisparse::presets::local_first_options{}.epsilon;
+  float least = omnisparse::presets::local_first_options{}.least;
   int window = 0;
-  int budget = 0;  ///< tokens per list in place of a recall; 0: by recall
-  int chunk_rows = 2048;
+  int budget = 0;  ///< tokens per list
+  int chunk_rows = omnisparse::presets::local_first_options{}.chunk_rows;
 };
 
 /// What one layer's prefill was like.
@@ -148,18 +148,17 @@ inline runner runner_of(std::string const& name, policy_options const& o, model_
                         int document_tokens, int most_tokens) {
   using namespace omnisparse;
   backend::cpu const cpu{};
-  int const window = o.window > 0 ? o.window : 128;
   if (name == "full") {
     return make_runner(name, attention{cpu}, config, most_tokens, true);
   }
   if (name == "published") {
-    return make_runner(name, presets::published(cpu, {.recall = o.recall}), config, most_tokens,
-                       false);
+    return make_runner(name, presets::published(cpu, {.recall = o.recall > 0 ? o.recall : 0.95f}),
+                       config, most_tokens, false);
   }
   if (name == "band") {
+    int const window = o.window > 0 ? o.window : clamped(document_tokens / 64, 256, 1024);
     auto const band = attention{cpu}
-                          .with(near_field{.window = clamped(document_tokens / 64, 256, 1024),
-                                           .sinks = 4})
+                          .with(near_field{.window = window, .sinks = 4})
                           .with(selector::none{})
                           .with(budget::fixed{.count = 0})
                           .with(slim::kept_tokens{});
@@ -167,12 +166,12 @@ inline runner runner_of(std::string const& name, policy_options const& o, model_
   }
   if (name == "local_first") {
     auto const local = presets::local_first(cpu, document_tokens,
-                                            {.window = window, .epsilon = o.epsilon,
-                                             .recall = o.recall, .least = o.least,
+                                            {.window = o.window, .epsilon = o.epsilon,
+                                             .tokens = o.budget, .least = o.least,
                                              .chunk_rows = o.chunk_rows});
-    if (o.budget > 0) {
-      return make_runner(name, local.with(budget::fixed{.count = o.budget}), config, most_tokens,
-                         false);
+    if (o.recall > 0) {
+      return make_runner(name, local.with(budget::flattest_head{.recall = o.recall}), config,
+                         most_tokens, false);
     }
     return make_runner(name, local, config, most_tokens, false);
   }

@@ -131,7 +131,10 @@ void with_options(Attention attend, study::options const& o, tensors<T> const& t
   if (o.budget == "fixed") return measure(a.with(budget::fixed{.count = o.tokens}), o, t, false);
   if (o.budget == "ratio") return measure(a.with(budget::ratio{.share = o.share}), o, t, false);
   if (o.budget == "dense") return measure(a.with(budget::dense{}), o, t, false);
-  return measure(a.with(budget::flattest_head{.recall = o.recall}), o, t, false);
+  if (o.budget == "flattest" || o.policy == "published") {
+    return measure(a.with(budget::flattest_head{.recall = o.recall}), o, t, false);
+  }
+  measure(a, o, t, false);
 }
 
 template <class T, class Backend>

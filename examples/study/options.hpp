@@ -9,9 +9,9 @@
 namespace study {
 
 struct options {
-  std::string input, policy = "local-first", budget = "flattest", mask = "causal", backend = "cpu";
+  std::string input, policy = "local-first", budget = "own", mask = "causal", backend = "cpu";
   std::string plan_in, plan_out, out, json;
-  float recall = 0.95f, epsilon = 0.05f, tau = 0.5f, least = 0.5f, share = 0.1f;
+  float recall = 0.95f, epsilon = 0.05f, tau = 0.5f, least = 0.6f, share = 0.1f;
   int window = -1, sinks = -1, chunk = -1, tokens = 256;
 };
 
@@ -30,8 +30,8 @@ inline void declare(CLI::App& app, options& o) {
       ->check(count);
   app.add_option("--sinks", o.sinks, "first tokens that every row sees")->check(count);
   app.add_option("--chunk", o.chunk, "rows per list, 0 for one list")->check(count);
-  app.add_option("--budget", o.budget)
-      ->check(CLI::IsMember({"flattest", "guaranteed", "per-head", "fixed", "ratio", "dense"}))
+  app.add_option("--budget", o.budget, "own: what the policy comes with")
+      ->check(CLI::IsMember({"own", "flattest", "guaranteed", "per-head", "fixed", "ratio", "dense"}))
       ->capture_default_str();
   app.add_option("--tokens", o.tokens, "of --budget fixed")->check(count);
   app.add_option("--share", o.share, "of --budget ratio")->check(unit);

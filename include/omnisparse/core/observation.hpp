@@ -25,7 +25,7 @@ struct far_estimate {
   kind by = kind::moments;
   float variance_weight = 1.f;  ///< of the variance term; 1 is a Gaussian's
   int block = 64;               ///< tokens in a block of the lowest level, >= 1
-  int per_level = 8;            ///< blocks per level, >= 1
+  int per_level = 4;            ///< blocks per level, >= 1
 };
 
 /// The statistic by which the flattest head is found; ties go to the lowest head.

@@ -5,6 +5,7 @@
 #include <omnisparse/backend/cpu/moments.hpp>
 #include <omnisparse/backend/cpu/probe.hpp>
 #include <omnisparse/backend/cpu/select.hpp>
+#include <omnisparse/rescue/none.hpp>
 
 #include <cmath>
 
