@@ -25,6 +25,7 @@ endif()
 
 file(STRINGS ${file} expected REGEX "^// expect: " LIMIT_COUNT 1)
 string(REPLACE "// expect: " "" expected "${expected}")
+string(REGEX REPLACE "\\\\?;" "," expected "${expected}")
 if(NOT expected)
   message(FATAL_ERROR "${file} must begin with '// expect: <sentence>'")
 endif()
