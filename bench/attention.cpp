@@ -1,0 +1,137 @@
+// Dense and sparse prefill on the CPU. `useful` counts visible pairs only; `ratio` compares a sparse
+// case with its density times the dense time of the same run, plus 2 % of it.
+#include <omnisparse/presets.hpp>
+#include <omnisparse/testing/plans.hpp>
+#include <omnisparse/testing/random.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <map>
+
+namespace {
+
+using namespace omnisparse;
+
+attention_shape shape_of_case(benchmark::State const& state) {
+  int const dim = static_cast<int>(state.range(0)), tokens = static_cast<int>(state.range(1));
+  return dim == 64 ? attention_shape{1, 9, 3, tokens, tokens, 64}
+                   : attention_shape{1, 28, 4, tokens, tokens, 128};
+}
+
+double flops(attention_shape const& s) {
+  return 2.0 * s.dim * s.q_heads * static_cast<double>(s.q_tokens) * static_cast<double>(s.kv_tokens);
+}
+
+std::vector<float> make_out(attention_shape const& s) {
+  return std::vector<float>(static_cast<std::size_t>(s.q_heads) * static_cast<std::size_t>(s.q_tokens) *
+                            static_cast<std::size_t>(s.dim));
+}
+
+/// Seconds of the fastest of three dense calls; measured once a shape.
+double dense_seconds(testing::tensors<float> const& t) {
+  static std::map<std::pair<int, int>, double> known;
+  auto& best = known[{t.shape.dim, t.shape.q_tokens}];
+  if (best > 0) return best;
+  auto const attend = attention{backend::cpu{}};
+  workspace<> memory(attend.workspace_bytes(t.shape));
+  std::vector<float> out = make_out(t.shape);
+  best = 1e9;
+  for (int n = 0; n < 3; ++n) {
+    auto const start = std::chrono::steady_clock::now();
+    or_throw(attend(t.q_view(), t.k_view(), t.v_view(),
+                    tensor_view(out.data(), {1, t.shape.q_heads, t.shape.q_tokens, t.shape.dim}), memory));
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+void dense(benchmark::State& state) {
+  attention_shape const s = shape_of_case(state);
+  auto const t = testing::random_tensors<float>(s, 1);
+  std::vector<float> out = make_out(s);
+  auto const attend = attention{backend::cpu{}};
+  workspace<> memory(attend.workspace_bytes(s));
+  for (auto _ : state) {
+    or_throw(attend(t.q_view(), t.k_view(), t.v_view(), tensor_view(out.data(), {1, s.q_heads, s.q_tokens, s.dim}), memory));
+  }
+  state.counters["GFLOP/s"] = benchmark::Counter(flops(s) / 1e9, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+/// A random plan: 40 % of the rows active, lists sized for a density of about range(2) percent.
+void sparse_attend(benchmark::State& state) {
+  attention_shape const s = shape_of_case(state);
+  auto const t = testing::random_tensors<float>(s, 1);
+  double const wanted = static_cast<double>(state.range(2)) / 100;
+  auto const attend = attention{backend::cpu{}}.with(near_field{.window = s.kv_tokens / 64, .sinks = 4});
+  attention_plan<> const plan(s, chunk{2048});
+  auto const view = plan.view();
+  testing::generator g(3);
+  double const near_share = 1.0 / 32, active = 0.6;
+  double const keep = std::max(0.0, (wanted - near_share) / active);
+  for (std::int64_t n = 0; n < view.row_count(); ++n) {
+    view.rows[n] = g.uniform() * 0.5f + 0.5f < static_cast<float>(active) ? row_class::active : row_class::lazy;
+  }
+  for (std::int64_t l = 0; l < view.list_count(); ++l) {
+    for (int j = 0; j < s.kv_tokens; ++j) {
+      if (g.uniform() * 0.5f + 0.5f < static_cast<float>(keep)) view.kept[l * view.capacity + view.kept_counts[l]++] = j;
+    }
+  }
+  double const base = dense_seconds(t);
+  double const density = summarize(plan, attend.policies().near, mask::causal).density;
+  std::vector<float> out = make_out(s);
+  workspace<> memory(attend.workspace_bytes(s));
+  double best = 1e9;
+  for (auto _ : state) {
+    auto const start = std::chrono::steady_clock::now();
+    or_throw(attend.run(t.q_view(), t.k_view(), t.v_view(), plan, tensor_view(out.data(), {1, s.q_heads, s.q_tokens, s.dim}), memory));
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  state.counters["density"] = density;
+  state.counters["of_dense"] = best / base;
+  state.counters["of_target"] = best / (base * (density * 1.25 + 0.02));
+}
+
+/// What `local_first` costs before it attends: one call minus the attention by its own plan.
+void planning(benchmark::State& state) {
+  attention_shape const s = shape_of_case(state);
+  auto const t = testing::random_tensors<float>(s, 1, 2.5f);
+  double const base = dense_seconds(t);
+  auto const attend = presets::local_first(backend::cpu{}, s.kv_tokens);
+  workspace<> memory(attend.workspace_bytes(s));
+  auto const plan = attend.make_plan(s);
+  std::vector<float> out = make_out(s);
+  tensor_view const outs(out.data(), {1, s.q_heads, s.q_tokens, s.dim});
+  double plan_best = 1e9, run_best = 1e9, call_best = 1e9;
+  auto const timed = [](double& best, auto const& call) {
+    auto const start = std::chrono::steady_clock::now();
+    or_throw(call());
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  };
+  for (auto _ : state) {
+    timed(plan_best, [&] { return attend.plan(t.q_view(), t.k_view(), plan, memory); });
+    timed(run_best, [&] { return attend.run(t.q_view(), t.k_view(), t.v_view(), plan, outs, memory); });
+    timed(call_best, [&] { return attend(t.q_view(), t.k_view(), t.v_view(), outs, memory); });
+  }
+  state.counters["density"] = summarize(plan, attend.policies().near, mask::causal).density;
+  state.counters["plan_of_dense"] = plan_best / base;
+  state.counters["in_call_of_dense"] = (call_best - run_best) / base;
+  state.counters["call_of_dense"] = call_best / base;
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  for (int tokens : {2048, 4096, 8192, 16384}) b->Args({64, tokens});
+  for (int tokens : {2048, 4096, 8192}) b->Args({128, tokens});
+  b->ArgNames({"D", "N"})->Unit(benchmark::kMillisecond)->UseRealTime();
+}
+
+}  // namespace
+
+BENCHMARK(dense)->Apply(shapes);
+BENCHMARK(sparse_attend)
+    ->ArgsProduct({{64}, {16384}, {5, 10, 20, 30, 50}})
+    ->ArgsProduct({{128}, {8192}, {5, 10, 20, 50}})
+    ->ArgNames({"D", "N", "percent"})->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(planning)->Apply(shapes);
+
+BENCHMARK_MAIN();

@@ -1,0 +1,74 @@
+// Decoding against the time that streaming the stored keys and values once takes on this machine.
+#include <omnisparse/attention.hpp>
+#include <omnisparse/backend/cpu/threads.hpp>
+#include <omnisparse/testing/random.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+
+namespace {
+
+using namespace omnisparse;
+
+/// Bytes a second of reading a large array once, all threads; the best of many passes.
+double read_bandwidth() {
+  static double const best = [] {
+    std::vector<float> data(std::size_t{64} << 20, 1.f);
+    int const threads = cpu::thread_count(0);
+    double fastest = 0;
+    for (int pass = 0; pass < 12; ++pass) {
+      auto const start = std::chrono::steady_clock::now();
+      std::vector<float> sums(static_cast<std::size_t>(threads) * 32);
+      constexpr std::size_t piece = std::size_t{1} << 18;
+      cpu::parallel_for(threads, static_cast<long long>(data.size() / piece), [&](long long n, int t) {
+        Eigen::Map<Eigen::ArrayXf const> const part(data.data() + static_cast<std::size_t>(n) * piece, piece);
+        sums[static_cast<std::size_t>(t) * 32] += part.sum();
+      });
+      benchmark::DoNotOptimize(sums.data());
+      double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      fastest = std::max(fastest, static_cast<double>(data.size() * sizeof(float)) / seconds);
+    }
+    return fastest;
+  }();
+  return best;
+}
+
+template <class T>
+void decode(benchmark::State& state) {
+  int const dim = static_cast<int>(state.range(0)), tokens = static_cast<int>(state.range(1));
+  int const heads = dim == 64 ? 9 : 28, kv_heads = dim == 64 ? 3 : 4;
+  auto const t = testing::random_tensors<T>({1, heads, kv_heads, 1, tokens, dim}, 1);
+  kv_cache<backend::cpu, T> cache({.sequences = 1, .kv_heads = kv_heads, .dim = dim, .max_tokens = tokens});
+  int sequence = 0;
+  or_throw(cache.add(sequence));
+  auto const of = [&](tensor_view<T const> const& x) {
+    return tensor_view<T const, host, 3>(x.data, {kv_heads, tokens, dim});
+  };
+  or_throw(cache.append(sequence, of(t.k_view()), of(t.v_view()), segment::text));
+  auto const attend = attention{backend::cpu{}};
+  std::vector<T> out(t.q.size());
+  workspace<> memory(attend.decode_workspace_bytes(cache, 1, heads));
+  double best = 1e9;
+  for (auto _ : state) {
+    auto const start = std::chrono::steady_clock::now();
+    or_throw(attend.decode(t.q_view(), cache, tensor_view(out.data(), {1, heads, 1, dim}), memory));
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  double const bytes = 2.0 * kv_heads * tokens * dim * static_cast<double>(sizeof(T));
+  state.counters["GB/s"] = bytes / best / 1e9;
+  state.counters["read_GB/s"] = read_bandwidth() / 1e9;
+  state.counters["of_floor"] = best / (bytes / read_bandwidth());
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->Args({64, 32768})->Args({64, 131072})->Args({128, 32768})->Args({128, 65536});
+  b->ArgNames({"D", "N"})->Unit(benchmark::kMillisecond)->UseRealTime();
+}
+
+}  // namespace
+
+BENCHMARK(decode<float>)->Apply(shapes);
+BENCHMARK(decode<bfloat16>)->Apply(shapes);
+
+BENCHMARK_MAIN();
