@@ -22,8 +22,7 @@ struct thread_scratch {
   template <class Arena>
   static thread_scratch take(Arena& arena, int dim) noexcept {
     thread_scratch s;
-    s.q = arena.template take<A>(static_cast<std::size_t>(tile_rows) *
-                                 static_cast<std::size_t>(dim));
+    s.q = arena.template take<A>(packed_rows_size<A>(tile_rows, dim));
     s.limits = arena.template take<int>(most_runs * 2 * tile_rows);
     s.tile = tile_scratch<A>::take(arena, dim);
     return s;
@@ -36,8 +35,8 @@ struct thread_scratch {
 template <class A>
 struct attend_memory {
   packed_kv<A> kv;
-  packed_kv<A> lists;       ///< one slot: the packed lists of a wave, one after another
-  int* positions = nullptr; ///< of the packed list entries
+  packed_kv<A> lists;        ///< one slot: the packed lists of a wave, one after another
+  int* positions = nullptr;  ///< of the packed list entries
   row_units units;
   row_tile* tiles = nullptr;
   std::byte* scratch = nullptr;
@@ -46,8 +45,8 @@ struct attend_memory {
 
   template <class Arena>
   static attend_memory take(Arena& arena, attention_shape const& shape, int threads) noexcept {
-    auto const slots = static_cast<std::size_t>(shape.batch) *
-                       static_cast<std::size_t>(shape.kv_heads);
+    auto const slots =
+        static_cast<std::size_t>(shape.batch) * static_cast<std::size_t>(shape.kv_heads);
     attend_memory m;
     m.threads = threads;
     m.kv = packed_kv<A>::take(arena, slots, shape.kv_tokens, shape.dim);
@@ -55,8 +54,8 @@ struct attend_memory {
     int const heads = static_cast<int>(std::min<std::size_t>(slots, 64));
     int const wave = static_cast<int>(std::min<std::int64_t>(
         std::int64_t{padded_keys<A>(shape.kv_tokens)} * heads, std::int64_t{1} << 30));
-    m.lists = packed_kv<A>::take(arena, 1, larger(wave, padded_keys<A>(shape.kv_tokens)),
-                                 shape.dim);
+    m.lists =
+        packed_kv<A>::take(arena, 1, larger(wave, padded_keys<A>(shape.kv_tokens)), shape.dim);
     m.positions = arena.template take<int>(static_cast<std::size_t>(m.lists.slot_keys));
     m.units = row_units::take(arena, shape);
     m.tiles = arena.template take<row_tile>(most_tiles(shape));
@@ -73,7 +72,8 @@ struct attend_memory {
   }
 };
 
-/// Packs a unit's list behind `u.list_at`: the sinks, then the kept keys, so that one run holds both.
+/// Packs a unit's list behind `u.list_at`: the sinks, then the kept keys, so that one run holds
+/// both.
 template <class T>
 void pack_list(attention_call<T, host> const& call, plan_view<host> const& plan, row_unit& u,
                attend_memory<accumulator_t<T>> const& m) noexcept {
@@ -92,8 +92,9 @@ void pack_list(attention_call<T, host> const& call, plan_view<host> const& plan,
   }
 }
 
-/// The limits of row r of a tile at `position` in each run; returns the number of runs of the class.
-/// Lazy: window, sinks. Active: window, list before it, and list behind it under `mask::full`.
+/// The limits of row r of a tile at `position` in each run; returns the number of runs of the
+/// class. Lazy: window, sinks. Active: window, list before it, and list behind it under
+/// `mask::full`.
 template <class A>
 int set_limits(thread_scratch<A> const& s, int r, row_class kind, int position, int kv_tokens,
                near_field const& near, mask limit, int const* list, int list_size) noexcept {

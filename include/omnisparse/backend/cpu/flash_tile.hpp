@@ -17,14 +17,14 @@ namespace omnisparse::cpu {
 
 /// Rows of a tile and keys of a step. A step's keys, values and probabilities fit the L2 cache.
 inline constexpr int tile_rows = 96;
-inline constexpr int tile_keys = 256;
+inline constexpr int tile_keys = 512;
 static_assert(tile_rows % block_rows == 0);
 
 /// Keys that a tile attends to: row r sees [begin[r], end[r]). `values` [keys, padded_dim] may be
 /// null where only the log-sum-exp is wanted.
 template <class A>
 struct key_run {
-  A const* panels = nullptr;  ///< whole panels [dim][strip]
+  A const* panels = nullptr;  ///< whole panels [dim][lanes]
   A const* values = nullptr;
   int const* begin = nullptr;  ///< [rows]
   int const* end = nullptr;    ///< [rows]
@@ -36,7 +36,7 @@ template <class A>
 struct tile_scratch {
   // Row length of the probabilities: off a power of two, so that rows do not share cache sets.
   static constexpr int ld = tile_keys + strip<A>;
-  A* scores = nullptr;  ///< [tile_rows, ld]
+  A* scores = nullptr;  ///< [block_rows, ld]: of one block of rows, so that it stays in L1
   A* sums = nullptr;    ///< [tile_rows, padded_dim], not yet divided
   A* high = nullptr;    ///< [tile_rows], running maximum, log2 units
   A* total = nullptr;   ///< [tile_rows], running sum of 2^(score - high)
@@ -45,7 +45,7 @@ struct tile_scratch {
   static tile_scratch take(Arena& arena, int dim) noexcept {
     auto const rows = static_cast<std::size_t>(tile_rows);
     tile_scratch s;
-    s.scores = arena.template take<A>(rows * ld);
+    s.scores = arena.template take<A>(std::size_t{block_rows} * ld);
     s.sums = arena.template take<A>(rows * static_cast<std::size_t>(padded_dim<A>(dim)));
     s.high = arena.template take<A>(rows);
     s.total = arena.template take<A>(rows);
@@ -119,15 +119,19 @@ void attend_tile(A const* q, int rows, int dim, key_run<A> const* runs, int run_
           low = std::min(low, run->begin[r]);
           high = std::max(high, run->end[r]);
         }
-        low = std::max(base, low) / strip<A> * strip<A>;
+        low = std::max(base, low) / lanes<A> * lanes<A>;
         high = std::min(high, base + tile_keys);
         if (low >= high) continue;
-        int const columns = round_up(high - low, strip<A>);
-        A* const scores = s.scores + std::ptrdiff_t{r0} * ld;
-        for (int c = 0; c < columns; c += strip<A>) {
-          multiply_keys(q + std::ptrdiff_t{r0} * dim,
-                        run->panels + static_cast<std::ptrdiff_t>(low + c) * dim, dim, scores + c,
-                        ld);
+        int const columns = round_up(high - low, lanes<A>);
+        A* const scores = s.scores;
+        A const* const block = q + std::ptrdiff_t{r0} * dim;
+        A const* const panels = run->panels + std::ptrdiff_t{low} * dim;
+        int const pairs = columns / strip<A> * strip<A>;
+        for (int c = 0; c < pairs; c += strip<A>) {
+          multiply_keys(block, panels + std::ptrdiff_t{c} * dim, dim, scores + c, ld);
+        }
+        if (pairs < columns) {
+          multiply_keys<1>(block, panels + std::ptrdiff_t{pairs} * dim, dim, scores + pairs, ld);
         }
         for (int r = r0; r < r1; ++r) {
           A* const row = scores + (r - r0) * ld;
@@ -148,8 +152,8 @@ void attend_tile(A const* q, int rows, int dim, key_run<A> const* runs, int run_
         if (!wants_values || !run->finite) continue;
         for (int r = r1 - r0; r < block_rows; ++r) std::fill_n(scores + r * ld, columns, A(0));
         for (int d = 0; d < width; d += strip<A>) {
-          multiply_values<A, ld>(scores, run->values + std::ptrdiff_t{low} * width + d,
-                                 high - low, s.sums + std::ptrdiff_t{r0} * width + d, width);
+          multiply_values<A, ld>(scores, run->values + std::ptrdiff_t{low} * width + d, high - low,
+                                 s.sums + std::ptrdiff_t{r0} * width + d, width);
         }
       }
     }

@@ -14,10 +14,10 @@ namespace omnisparse::cpu {
 template <class A>
 struct block_moments {
   static constexpr int most_levels = 17;
-  A* count = nullptr;     ///< [blocks]
-  A* radius = nullptr;    ///< [blocks], only for the upper bound
-  A* mean = nullptr;      ///< [blocks, dim]
-  A* variance = nullptr;  ///< [blocks, dim], only for the estimate
+  A* count = nullptr;             ///< [blocks]
+  A* radius = nullptr;            ///< [blocks], only for the upper bound
+  A* mean = nullptr;              ///< [blocks, dim]
+  A* variance = nullptr;          ///< [blocks, dim], only for the estimate
   int offsets[most_levels] = {};  ///< first block of each level
   int levels = 0;
   int lowest = 0;  ///< measured blocks of the lowest level
@@ -178,14 +178,14 @@ struct far_scratch {
   }
 };
 
-/// The far log-sum-exps (nats) of up to tile_rows rows that share their whole blocks: the windows of
-/// all rows begin in one lowest block and end in one. `windows` [rows]; emit(r, lse).
+/// The far log-sum-exps (nats) of up to tile_rows rows that share their whole blocks: the windows
+/// of all rows begin in one lowest block and end in one. `windows` [rows]; emit(r, lse).
 template <class T, class At, class Emit>
 void estimate_far(At row_at, key_range const* windows, int rows, near_field const& near, mask limit,
                   int kv_tokens, int dim, far_estimate const& estimate,
                   block_moments<accumulator_t<T>> const& m,
-                  thread_scratch<accumulator_t<T>> const& s,
-                  far_scratch<accumulator_t<T>> const& f, Emit const& emit) noexcept {
+                  thread_scratch<accumulator_t<T>> const& s, far_scratch<accumulator_t<T>> const& f,
+                  Emit const& emit) noexcept {
   using A = accumulator_t<T>;
   constexpr int ld = tile_scratch<A>::ld, width = strip<A>;
   constexpr A log2e = A(1.44269504088896340736);
@@ -235,22 +235,24 @@ void estimate_far(At row_at, key_range const* windows, int rows, near_field cons
     }
     for (int r0 = 0; r0 < rows; r0 += block_rows) {
       int const some_rows = std::min(block_rows, rows - r0);
-      A* const scores = s.tile.scores + std::ptrdiff_t{r0} * ld;
+      A* const scores = s.tile.scores;
       for (int c = 0; c < columns; c += width) {
         multiply_keys(s.q + std::ptrdiff_t{r0} * dim, f.means + std::ptrdiff_t{c} * dim, dim, first,
                       width);
         if (!bound) {
-          multiply_keys(f.squares + std::ptrdiff_t{r0} * dim,
-                        f.variances + std::ptrdiff_t{c} * dim, dim, second, width);
+          multiply_keys(f.squares + std::ptrdiff_t{r0} * dim, f.variances + std::ptrdiff_t{c} * dim,
+                        dim, second, width);
         }
         for (int r = 0; r < some_rows; ++r) {
           A* const row = scores + r * ld + c;
           A const* const on_mean = first + r * width;
           A const* const on_spread = second + r * width;
           if (bound) {
-            for (int n = 0; n < width; ++n) row[n] = on_mean[n] + f.norms[r0 + r] * extras[c + n] + biases[c + n];
+            for (int n = 0; n < width; ++n)
+              row[n] = on_mean[n] + f.norms[r0 + r] * extras[c + n] + biases[c + n];
           } else {
-            for (int n = 0; n < width; ++n) row[n] = on_mean[n] + weight * on_spread[n] + biases[c + n];
+            for (int n = 0; n < width; ++n)
+              row[n] = on_mean[n] + weight * on_spread[n] + biases[c + n];
           }
         }
       }

@@ -8,6 +8,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC diagnostic push
+#  pragma GCC diagnostic ignored "-Wignored-attributes"  // vector types as template arguments
+#endif
 
 namespace omnisparse::cpu {
 
@@ -23,17 +29,50 @@ constexpr int padded_keys(int keys) noexcept {
   return round_up(keys, strip<A>);
 }
 
-/// Packs `count` <= strip keys into one panel [dim][strip]: key n is row `at(n)` [dim]. Columns
+/// Elements [0, lanes) of a row, widened.
+template <class A, class T>
+inline packet<A> load_widened(T const* row) noexcept {
+  if constexpr (std::is_same_v<A, T>) {
+    return simd::ploadu<packet<A>>(row);
+  } else {
+    A wide[lanes<A>];
+    for (int d = 0; d < lanes<A>; ++d) wide[d] = static_cast<A>(row[d]);
+    return simd::ploadu<packet<A>>(wide);
+  }
+}
+
+/// The transpose of lanes rows from column d on, in registers; rows from `count` on are zero.
+template <class A, class At>
+inline simd::PacketBlock<packet<A>, lanes<A>> load_transposed(At const& at, int count,
+                                                              int d) noexcept {
+  simd::PacketBlock<packet<A>, lanes<A>> block;
+  for (int n = 0; n < lanes<A>; ++n) {
+    block.packet[n] = n < count ? load_widened<A>(at(n) + d) : simd::pset1<packet<A>>(A(0));
+  }
+  if constexpr (lanes<A> > 1) simd::ptranspose(block);
+  return block;
+}
+
+/// Packs `count` <= strip keys into two panels [dim][lanes]: key n is row `at(n)` [dim]. Columns
 /// beyond count are zero.
 template <class A, class At>
 void pack_panel(At at, int count, int dim, A* panel) noexcept {
-  constexpr int width = strip<A>;
-  for (int n = 0; n < count; ++n) {
-    auto const* const row = at(n);
-    for (int d = 0; d < dim; ++d) panel[d * width + n] = static_cast<A>(row[d]);
-  }
-  for (int d = 0; d < dim; ++d) {
-    for (int n = count; n < width; ++n) panel[d * width + n] = A(0);
+  constexpr int width = lanes<A>;
+  int const whole = dim / width * width;
+  for (int first = 0; first < strip<A>; first += width, panel += std::ptrdiff_t{width} * dim) {
+    int const some = count - first;
+    decltype(at(0)) from[lanes<A>];
+    for (int n = 0; n < smaller(width, some); ++n) from[n] = at(first + n);
+    auto const key = [&](int n) { return from[n]; };
+    for (int d = 0; d < whole; d += width) {
+      auto const block = load_transposed<A>(key, some, d);
+      for (int n = 0; n < width; ++n) simd::pstoreu(panel + (d + n) * width, block.packet[n]);
+    }
+    for (int d = whole; d < dim; ++d) {
+      for (int n = 0; n < width; ++n) {
+        panel[d * width + n] = n < some ? static_cast<A>(key(n)[d]) : A(0);
+      }
+    }
   }
 }
 
@@ -56,20 +95,50 @@ bool pack_values(At at, int count, int dim, A* values) noexcept {
   return finite == A(0);
 }
 
+/// Elements to allocate for the packed rows of a tile of `rows`: pack_rows stores whole packets.
+template <class A>
+constexpr std::size_t packed_rows_size(int rows, int dim) noexcept {
+  return static_cast<std::size_t>(round_up(rows, block_rows)) * static_cast<std::size_t>(dim) +
+         static_cast<std::size_t>(strip<A>);
+}
+
 /// Packs the rows of a tile for the product with keys: blocks of block_rows rows, [dim][block_rows]
-/// each, times `scale`; rows beyond `rows` are zero.
+/// each, times `scale`; rows beyond `rows` are zero. Writes up to packed_rows_size elements.
 template <class A, class At>
 void pack_rows(At at, int rows, int dim, A scale, A* packed) noexcept {
+  constexpr int width = lanes<A>;
+  constexpr std::size_t parts = std::size_t{ceil_div(block_rows, width)};
+  auto const factor = simd::pset1<packet<A>>(scale);
+  int const whole = dim / width * width;
   for (int first = 0; first < rows; first += block_rows, packed += block_rows * dim) {
-    for (int r = 0; r < block_rows; ++r) {
-      if (first + r < rows) {
-        auto const* const row = at(first + r);
-        for (int d = 0; d < dim; ++d) packed[d * block_rows + r] = static_cast<A>(row[d]) * scale;
-      } else {
-        for (int d = 0; d < dim; ++d) packed[d * block_rows + r] = A(0);
+    int const some = smaller(block_rows, rows - first);
+    decltype(at(0)) from[block_rows];
+    for (int r = 0; r < some; ++r) from[r] = at(first + r);
+    auto const row = [&](int r) { return from[r]; };
+    for (int d = 0; d < whole; d += width) {
+      simd::PacketBlock<packet<A>, width> block[parts];
+      for (std::size_t m = 0; m < parts; ++m) {
+        int const r0 = static_cast<int>(m) * width;
+        block[m] = load_transposed<A>([&](int r) { return row(r0 + r); }, some - r0, d);
+      }
+      // A last packet may reach into the next column, which is written after it.
+      for (int n = 0; n < width; ++n) {
+        for (std::size_t m = 0; m < parts; ++m) {
+          simd::pstoreu(packed + (d + n) * block_rows + static_cast<int>(m) * width,
+                        simd::pmul(block[m].packet[n], factor));
+        }
+      }
+    }
+    for (int d = whole; d < dim; ++d) {
+      for (int r = 0; r < block_rows; ++r) {
+        packed[d * block_rows + r] = r < some ? static_cast<A>(row(r)[d]) * scale : A(0);
       }
     }
   }
 }
 
 }  // namespace omnisparse::cpu
+
+#if defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC diagnostic pop
+#endif

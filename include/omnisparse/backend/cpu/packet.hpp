@@ -43,21 +43,23 @@ inline constexpr int strip = 2 * lanes<A>;
 /// 2^x for x <= 0, within 2 ulp; exactly 0 from about 2^-127 down, so for -inf too. NaN: NaN.
 template <class A>
 inline packet<A> exp2_of(packet<A> x) noexcept {
-  if constexpr (std::is_same_v<A, float> && lanes<float> > 1) {
-    using P = packet<float>;
+  if constexpr (std::is_same_v<A, float> && (lanes<A> > 1)) {
+    using P = packet<A>;
     using I = typename simd::unpacket_traits<P>::integer_packet;
+    // Adding 1.5 * 2^23 rounds to an integer, which the low bits then hold; 127 biases it to be an
+    // exponent.
+    P const round = simd::pset1<P>(12582912.f + 127.f);
     P const low = simd::pmax(x, simd::pset1<P>(-127.f));
-    P const shifted = simd::padd(low, simd::pset1<P>(12582912.f));  // rounds to an integer
-    P const f = simd::psub(low, simd::psub(shifted, simd::pset1<P>(12582912.f)));
+    P const shifted = simd::padd(low, round);
+    P const f = simd::psub(low, simd::psub(shifted, round));
     P y = simd::pset1<P>(0.001326472731307149f);  // minimax on [-1/2, 1/2], relative error 1e-7
     y = simd::pmadd(y, f, simd::pset1<P>(0.009671512991189957f));
     y = simd::pmadd(y, f, simd::pset1<P>(0.05550733581185341f));
     y = simd::pmadd(y, f, simd::pset1<P>(0.24022242426872253f));
     y = simd::pmadd(y, f, simd::pset1<P>(0.6931470036506653f));
     y = simd::pmadd(y, f, simd::pset1<P>(1.f));
-    I const exponent = simd::padd(simd::preinterpret<I>(shifted), simd::pset1<I>(127));
-    P const power = simd::preinterpret<P>(simd::plogical_shift_left<23>(exponent));
-    return simd::pmul(y, power);
+    I const exponent = simd::plogical_shift_left<23>(simd::preinterpret<I>(shifted));
+    return simd::pmul(y, simd::preinterpret<P>(exponent));
   } else if constexpr (lanes<A> > 1) {
     using P = packet<A>;
     P const y = simd::pexp(simd::pmul(x, simd::pset1<P>(A(0.693147180559945309417))));

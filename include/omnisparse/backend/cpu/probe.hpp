@@ -9,16 +9,16 @@ namespace omnisparse::cpu {
 /// What the probe rows of one (batch, chunk) tell, for each KV head.
 template <class A>
 struct probe_memory {
-  A* mass = nullptr;            ///< [kv_heads, keys]
-  A* peak = nullptr;            ///< [kv_heads, keys]
-  int* seen = nullptr;          ///< [kv_heads, keys], (row, head) pairs that see the key as far
-  std::uint64_t* rank = nullptr;  ///< [kv_heads, keys], candidates by score, see select.hpp
-  int* rows = nullptr;          ///< [chunk rows], the probes
-  A* lse = nullptr;             ///< [kv_heads, chunk rows * group], log2 units
-  int* reach = nullptr;         ///< [kv_heads]
-  double* held = nullptr;       ///< [kv_heads], mass of near field and text
+  A* mass = nullptr;                ///< [kv_heads, keys]
+  A* peak = nullptr;                ///< [kv_heads, keys]
+  int* seen = nullptr;              ///< [kv_heads, keys], (row, head) pairs that see the key as far
+  std::uint64_t* rank = nullptr;    ///< [kv_heads, keys], candidates by score, see select.hpp
+  int* rows = nullptr;              ///< [chunk rows], the probes
+  A* lse = nullptr;                 ///< [kv_heads, chunk rows * group], log2 units
+  int* reach = nullptr;             ///< [kv_heads]
+  double* held = nullptr;           ///< [kv_heads], mass of near field and text
   double* concentration = nullptr;  ///< [kv_heads]
-  int keys = 0;                 ///< padded
+  int keys = 0;                     ///< padded
 
   template <class Arena>
   static probe_memory take(Arena& arena, attention_shape const& shape, int chunk_rows) noexcept {
@@ -75,9 +75,8 @@ int probe_chunk(attention_call<T, host> const& call, Scorer const& scorer, near_
   int const tiles = ceil_div(pairs, tile_rows);
   auto const row_of = [&](int pair) { return p.rows[pair / group]; };
   auto const pack = [&](int g, int at, int count, A* q) {
-    pack_rows<A>([&](int r) {
-      return call.q.at(b, g * group + (at + r) % group, row_of(at + r));
-    }, count, shape.dim, log2e / std::sqrt(static_cast<A>(shape.dim)), q);
+    pack_rows<A>([&](int r) { return call.q.at(b, g * group + (at + r) % group, row_of(at + r)); },
+                 count, shape.dim, log2e / std::sqrt(static_cast<A>(shape.dim)), q);
   };
   auto const slot_of = [&](int g) { return std::ptrdiff_t{b} * shape.kv_heads + g; };
   auto const lse_of = [&](int g, int pair) -> A& {
@@ -115,10 +114,10 @@ int probe_chunk(attention_call<T, host> const& call, Scorer const& scorer, near_
       int const count = std::min(tile_rows, pairs - at);
       pack(g, at, count, s.q);
       for (int r0 = 0; r0 < count; r0 += block_rows) {
-        A* const scores = s.tile.scores + std::ptrdiff_t{r0} * ld;
+        A* const scores = s.tile.scores;
         for (int c = 0; c < columns; c += strip<A>) {
-          multiply_keys(s.q + std::ptrdiff_t{r0} * shape.dim,
-                        m.kv.panels_at(slot_of(g), base + c), shape.dim, scores + c, ld);
+          multiply_keys(s.q + std::ptrdiff_t{r0} * shape.dim, m.kv.panels_at(slot_of(g), base + c),
+                        shape.dim, scores + c, ld);
         }
         for (int r = r0; r < std::min(count, r0 + block_rows); ++r) {
           A* const row = scores + (r - r0) * ld;

@@ -31,13 +31,13 @@ struct row_choice {
 /// One (batch, KV head, chunk): its rows, sorted by class, then by position, then by head.
 struct row_unit {
   int b = 0, g = 0, c = 0;
-  int counts[3] = {};             ///< rows of each class
-  int list_begin = 0;             ///< the plan's entries in use: [list_begin, list_begin +
-  int list_count = 0;             ///<  list_count), without sinks and keys that do not exist
-  int list_size = 0;              ///< packed: sinks, then entries
-  std::ptrdiff_t list_at = 0;     ///< where the packed list starts, in keys
+  int counts[3] = {};          ///< rows of each class
+  int list_begin = 0;          ///< the plan's entries in use: [list_begin, list_begin +
+  int list_count = 0;          ///<  list_count), without sinks and keys that do not exist
+  int list_size = 0;           ///< packed: sinks, then entries
+  std::ptrdiff_t list_at = 0;  ///< where the packed list starts, in keys
   bool list_finite = true;
-  bool everything = false;        ///< the list holds every key that active rows could see
+  bool everything = false;  ///< the list holds every key that active rows could see
 };
 
 /// A tile: `rows` rows of a unit that see keys in the same way. Active rows whose list holds
@@ -98,16 +98,22 @@ void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
       int const* const kept = choice.plan.kept_at(u.b, u.c, u.g);
       int const* const kept_end = kept + choice.plan.kept_counts[choice.plan.list(u.b, u.c, u.g)];
       int const* const begin = std::lower_bound(kept, kept_end, near.sinks);
-      int const* const end = std::lower_bound(begin, kept_end, extent.kv_tokens);
+      // Behind the last row's window there is nothing far: no row sees those entries as kept.
+      int const beyond =
+          limit == mask::causal
+              ? near.window_of(extent.position(last - 1), extent.kv_tokens, limit).begin
+              : extent.kv_tokens;
+      int const* const end = std::lower_bound(begin, kept_end, beyond);
       u.list_begin = static_cast<int>(begin - kept);
       u.list_count = static_cast<int>(end - begin);
       u.list_size = u.list_count + std::min(near.sinks, extent.kv_tokens);
       far_candidates const far = candidates_of(near, extent.position(first),
                                                extent.position(last - 1), extent.kv_tokens, limit);
       std::ptrdiff_t const held =
-          std::lower_bound(begin, end, far.left.end) - std::lower_bound(begin, end, far.left.begin) +
-          (end - std::lower_bound(begin, end, far.right.size() > 0 ? far.right.begin
-                                                                    : extent.kv_tokens));
+          std::lower_bound(begin, end, far.left.end) -
+          std::lower_bound(begin, end, far.left.begin) +
+          (end -
+           std::lower_bound(begin, end, far.right.size() > 0 ? far.right.begin : extent.kv_tokens));
       u.everything = held == far.size();
     }
     int* const rows = units.rows_of(shape, u);
