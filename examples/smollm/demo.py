@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "python"))
 
 from checkpoint import cached_weights, find_gguf  # noqa: E402
-from report import print_table, write_frontier, write_report  # noqa: E402
+from report import draw_all, print_table, write_frontier, write_page  # noqa: E402
 from tokens import encode_document, encode_question, load_tokenizer  # noqa: E402
 
 POLICIES = ["full", "published", "local_first", "band"]
@@ -54,6 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     unknown = [name for name in arguments.policy.split(",") if name not in POLICIES]
     if unknown:
         parser.error(f"there is no policy {', '.join(unknown)}: choose from {', '.join(POLICIES)}")
+    if arguments.dump and not arguments.dump.partition(":")[0].isdecimal():
+        parser.error("--dump takes a layer's number and a file, as in --dump 12:layer12.safetensors")
     if not 16 <= arguments.max_tokens <= 8000:
         parser.error("--max-tokens must be in [16, 8000]: the model was trained on 8192")
     return arguments
@@ -94,6 +96,17 @@ class Program:
         return json.loads(result.read_text())
 
 
+def measure_frontier(program: Program, folder: Path) -> Path:
+    """Runs local_first at several settings beside its two ends, and draws perplexity over density."""
+    full, band = (result["row"] for result in program.measure("full,band", 0)["results"])
+    points = []
+    for number, setting in enumerate(FRONTIER, 1):
+        name = ", ".join(f"{key} {value}" for key, value in setting.items()) or "defaults"
+        print(f"frontier {number}/{len(FRONTIER)}: local_first, {name}", file=sys.stderr)
+        points.append((name, program.measure("local_first", 0, **setting)["results"][0]["row"]))
+    return write_frontier(folder, points, full, band)
+
+
 def main() -> None:
     arguments = parse_arguments()
     text, path = read_text(arguments.text)
@@ -106,6 +119,7 @@ def main() -> None:
     program = Program(arguments, {"document": document, "question": question, "end": end})
     if arguments.dump:
         layer, _, target = arguments.dump.partition(":")
+        target = target or f"layer{layer}.safetensors"
         program.call("--dump-layer", layer, "--dump-to", target)
         print(f"q, k and v of layer {layer}: {target}")
         return
@@ -116,9 +130,9 @@ def main() -> None:
     print()
     print_table(rows)
     for result in measured["results"]:
-        answer = tokenizer.decode(result["answer"], skip_special_tokens=True).strip()
-        result["text"] = answer
-        print(f"\n{result['row']['policy']} answers: {answer}")
+        result["text"] = tokenizer.decode(result["answer"], skip_special_tokens=True).strip()
+        if arguments.new_tokens > 0:
+            print(f"\n{result['row']['policy']} answers: {result['text']}")
     if any(row["policy"] == "published" and row["perplexity"] > 100 for row in rows):
         print(
             "\npublished is the recipe of the paper's figure, for models trained with it: rows it finds lazy output"
@@ -126,14 +140,14 @@ def main() -> None:
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
-    pictures = write_report(arguments.folder / "report", path.name, arguments.ask, measured)
+    folder = arguments.folder / "report"
+    pictures = draw_all(folder, measured)
     if arguments.frontier:
-        print("\nfrontier: local_first at several settings", file=sys.stderr)
-        points = [program.measure("local_first", 0, **setting)["results"][0]["row"] for setting in FRONTIER]
-        pictures.append(write_frontier(arguments.folder / "report", points, program.measure("full,band", 0)))
+        pictures.insert(0, measure_frontier(program, folder))
+    page = write_page(folder, path.name, arguments.ask, measured, pictures)
     print()
-    for picture in pictures:
-        print(picture)
+    for file in [*pictures, page]:
+        print(file)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include <cstddef>
 #include <cstdio>
 #include <exception>
 #include <fstream>
@@ -28,9 +29,6 @@ struct options {
   int dump_layer = -1;
 };
 
-/// The layer and head whose plan is drawn: in the middle, where heads of every kind are found.
-constexpr int picture_layer = 12, picture_head = 4;
-
 /// The values of a view as [heads, tokens, D] without gaps.
 std::vector<float> contiguous(omnisparse::tensor_view<float const> const& view) {
   std::vector<float> values;
@@ -44,7 +42,8 @@ std::vector<float> contiguous(omnisparse::tensor_view<float const> const& view) 
   return values;
 }
 
-/// Writes q [1, Hq, N, D], k and v [1, Hkv, N, D] of one layer of the dense model, k and q after RoPE.
+/// Writes q [1, Hq, N, D], k and v [1, Hkv, N, D] of one layer of the dense model, q and k after
+/// RoPE.
 void dump_layer(smollm::model const& m, std::vector<int> const& document, int layer,
                 std::string const& path) {
   if (layer >= m.config.layers) {
@@ -79,19 +78,24 @@ void run(options const& o) {
   if (o.dump_layer >= 0) return dump_layer(m, r.document, o.dump_layer, o.dump_to);
   int const tokens = static_cast<int>(r.document.size());
   int const most_tokens = tokens + static_cast<int>(r.question.size()) + o.new_tokens;
-  int const layer = std::min(picture_layer, m.config.layers - 1);
-  int const head = std::min(picture_head, m.config.heads - 1);
-  nlohmann::json results = nlohmann::json::array();
+  std::vector<smollm::measurement> measured;
+  smollm::head_of_layer drawn;
   for (std::string const& name : o.policies) {
     std::fprintf(stderr, "%s: reading %d tokens\n", name.c_str(), tokens);
+    double const start = smollm::detail::seconds();
     smollm::runner const policy = smollm::runner_of(name, o.policy, m.config, tokens, most_tokens);
-    smollm::measurement const seen = smollm::measure(m, policy, r, o.new_tokens);
-    results.push_back({{"row", smollm::row_of(name, seen)}, {"heads", smollm::heads_of(seen)},
-                       {"picture", smollm::picture_of(seen, layer, head)},
+    measured.push_back(smollm::measure(m, policy, r, o.new_tokens));
+    if (name == "local_first") drawn = smollm::most_varied_head(measured.back());
+    std::fprintf(stderr, "%s: done in %.1f s\n", name.c_str(), smollm::detail::seconds() - start);
+  }
+  auto results = nlohmann::ordered_json::array();
+  for (smollm::measurement const& seen : measured) {
+    results.push_back({{"row", smollm::row_of(seen)},
+                       {"heads", smollm::heads_of(seen)},
+                       {"picture", smollm::picture_of(seen, drawn)},
                        {"answer", seen.answer}});
   }
-  nlohmann::json const result = {{"results", results}, {"tokens", tokens},
-                                 {"picture_layer", layer}, {"picture_head", head}};
+  nlohmann::ordered_json const result = {{"tokens", tokens}, {"results", results}};
   std::ofstream file(o.result);
   file << result << '\n';
   file.close();
@@ -102,7 +106,8 @@ void run(options const& o) {
 
 int main(int argc, char** argv) {
   options o;
-  CLI::App app("SmolLM2 under sparse attention: token ids in, measurements out. demo.py drives it.");
+  CLI::App app(
+      "SmolLM2 under sparse attention: token ids in, measurements out. demo.py drives it.");
   app.add_option("--weights", o.weights, "the model, as demo.py converts it")->required();
   app.add_option("--request", o.request, "JSON: document, question (token ids), end (token id)")
       ->required();

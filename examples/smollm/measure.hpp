@@ -22,6 +22,8 @@ namespace smollm {
 
 /// What one policy showed: a row of the table, what every head did, and the answer's tokens.
 struct measurement {
+  std::string policy;
+  omnisparse::near_field near;
   std::vector<layer_result> layers;
   std::vector<int> answer;
   double perplexity = 0;
@@ -76,6 +78,7 @@ inline double mean(float const* values, std::size_t count) {
 inline measurement measure(model const& m, runner const& policy, request const& r,
                            int new_tokens) {
   measurement seen;
+  seen.policy = policy.name, seen.near = policy.near;
   double off_clock = 0;
   double const start = detail::seconds();
   matrix const hidden = forward(m, r.document, 0, [&](layer_tensors const& t) {
@@ -93,8 +96,8 @@ inline measurement measure(model const& m, runner const& policy, request const& 
   return seen;
 }
 
-/// The measurement as the table's row.
-inline nlohmann::json row_of(std::string const& policy, measurement const& seen) {
+/// The measurement as the table's row: its keys are a contract with who reads --json.
+inline nlohmann::ordered_json row_of(measurement const& seen) {
   double active = 0, rescued = 0, density = 0, kept = 0, plan_s = 0, attention_s = 0;
   std::vector<float> recall;
   for (layer_result const& layer : seen.layers) {
@@ -110,7 +113,7 @@ inline nlohmann::json row_of(std::string const& policy, measurement const& seen)
   double const recall_mean = detail::mean(recall.data(), recall.size());
   auto const low = recall.begin() + static_cast<std::ptrdiff_t>(recall.size() / 100);
   std::nth_element(recall.begin(), low, recall.end());
-  return {{"policy", policy}, {"perplexity", seen.perplexity}, {"density", density / layers},
+  return {{"policy", seen.policy}, {"perplexity", seen.perplexity}, {"density", density / layers},
           {"active", active / layers}, {"rescued", rescued / layers}, {"kept", kept / layers},
           {"recall_mean", recall_mean}, {"recall_p1", *low}, {"attention_s", attention_s},
           {"plan_s", plan_s}, {"prefill_s", seen.prefill_seconds},
@@ -137,22 +140,48 @@ inline nlohmann::json heads_of(measurement const& seen) {
   return layers;
 }
 
-/// One head's plan for drawing: runs [first row, end, class] and each chunk's kept tokens.
-inline nlohmann::json picture_of(measurement const& seen, int layer, int head) {
-  auto const plan = seen.layers.at(static_cast<std::size_t>(layer)).plan.view();
+/// A query head of a layer.
+struct head_of_layer {
+  int layer = 0, head = 0;
+};
+
+/// The head whose rows differ most in class, which makes the most telling picture: the largest
+/// product of its lazy, active and rescued shares. The first head where no row is rescued.
+inline head_of_layer most_varied_head(measurement const& seen) {
+  head_of_layer best;
+  double most = 0;
+  for (std::size_t l = 0; l < seen.layers.size(); ++l) {
+    auto const& heads = seen.layers[l].summary.heads;
+    for (std::size_t h = 0; h < heads.size(); ++h) {
+      double const rescued = heads[h].rescued, active = heads[h].active;
+      double const variety = (1 - active) * (active - rescued) * rescued;
+      if (variety <= most) continue;
+      most = variety;
+      best = {static_cast<int>(l), static_cast<int>(h)};
+    }
+  }
+  return best;
+}
+
+/// One head's plan for drawing: runs [first row, end, class], each chunk's kept tokens, the near
+/// field.
+inline nlohmann::json picture_of(measurement const& seen, head_of_layer which) {
+  auto const plan = seen.layers.at(static_cast<std::size_t>(which.layer)).plan.view();
   auto runs = nlohmann::json::array(), lists = nlohmann::json::array();
-  omnisparse::row_class const* const rows = plan.rows_at(0, head);
+  omnisparse::row_class const* const rows = plan.rows_at(0, which.head);
   for (int first = 0, i = 1; i <= plan.shape.q_tokens; ++i) {
     if (i < plan.shape.q_tokens && rows[i] == rows[first]) continue;
     runs.push_back({first, i, static_cast<int>(rows[first])});
     first = i;
   }
-  int const kv_head = head / plan.shape.group();
+  int const kv_head = which.head / plan.shape.group();
   for (int c = 0; c < plan.chunks(); ++c) {
     int const* const kept = plan.kept_at(0, c, kv_head);
     lists.push_back(std::vector<int>(kept, kept + plan.kept_counts[plan.list(0, c, kv_head)]));
   }
-  return {{"rows", runs}, {"kept", lists}, {"chunk_rows", plan.chunk_rows}};
+  return {{"layer", which.layer}, {"head", which.head}, {"window", seen.near.window},
+          {"sinks", seen.near.sinks}, {"chunk_rows", plan.chunk_rows}, {"rows", runs},
+          {"kept", lists}};
 }
 
 }  // namespace smollm

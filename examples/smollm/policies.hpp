@@ -36,6 +36,7 @@ struct layer_result {
 /// One policy at work: prefill and decode of every layer. Made by `make_runner`.
 struct runner {
   std::string name;
+  omnisparse::near_field near;
   /// Attends in layer t.layer and stores what its slimmer keeps.
   std::function<layer_result(layer_tensors const&)> prefill;
   /// One token of layer t.layer: appends k and v, attends, writes out. Returns seconds.
@@ -94,6 +95,7 @@ runner make_runner(std::string name, Attention const& attend, model_config const
 
   runner r;
   r.name = std::move(name);
+  r.near = attend.policies().near;
   r.prefill = [=](layer_tensors const& t) {
     attention_shape const shape = shape_of(t.q, t.k);
     if (s->memory.bytes() == 0) s->memory = workspace<>(attend.workspace_bytes(shape));

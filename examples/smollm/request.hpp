@@ -40,8 +40,8 @@ inline std::vector<int> read_tokens(nlohmann::json const& array, char const* nam
 
 }  // namespace detail
 
-/// Reads {"document": [ids], "question": [ids], "end": id}. Throws std::runtime_error for a file that
-/// is something else, for unknown tokens, and for more than the model's context holds.
+/// Reads {"document": [ids], "question": [ids], "end": id}. Throws std::runtime_error for a file
+/// that is something else, for unknown tokens, and for more than the model's context holds.
 inline request read_request(std::string const& path, model_config const& config, int new_tokens) {
   std::ifstream file(path);
   if (!file) throw std::runtime_error(path + ": the request cannot be opened");

@@ -32,8 +32,11 @@ def load_tokenizer(gguf: Path) -> Tokenizer:
 
 
 def encode_document(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
-    """The first `limit` tokens of a text; markers that stand in the text are read as markers."""
-    return tokenizer.encode(text, add_special_tokens=False).ids[:limit]
+    """The first `limit` tokens of a text. Markers such as <|im_end|> are plain text in a document."""
+    tokenizer.encode_special_tokens = True
+    ids = tokenizer.encode(text, add_special_tokens=False).ids[:limit]
+    tokenizer.encode_special_tokens = False
+    return ids
 
 
 def encode_question(tokenizer: Tokenizer, question: str) -> list[int]:
