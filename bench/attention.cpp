@@ -58,16 +58,18 @@ void dense(benchmark::State& state) {
   state.counters["GFLOP/s"] = benchmark::Counter(flops(s) / 1e9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-/// A random plan: 40 % of the rows active, lists sized for a density of about range(2) percent.
+/// A random plan: 60 % of the rows active, a window of range(3), lists of range(4) rows, as long as a
+/// density of about range(2) percent asks for.
 void sparse_attend(benchmark::State& state) {
   attention_shape const s = shape_of_case(state);
   auto const t = testing::random_tensors<float>(s, 1);
   double const wanted = static_cast<double>(state.range(2)) / 100;
-  auto const attend = attention{backend::cpu{}}.with(near_field{.window = s.kv_tokens / 64, .sinks = 4});
-  attention_plan<> const plan(s, chunk{2048});
+  auto const attend = attention{backend::cpu{}}.with(near_field{.window = static_cast<int>(state.range(3)), .sinks = 4});
+  attention_plan<> const plan(s, chunk{static_cast<int>(state.range(4))});
   auto const view = plan.view();
   testing::generator g(3);
-  double const near_share = 1.0 / 32, active = 0.6;
+  double const active = 0.6;
+  double const near_share = 2.0 * static_cast<double>(state.range(3)) / s.kv_tokens;
   double const keep = std::max(0.0, (wanted - near_share) / active);
   for (std::int64_t n = 0; n < view.row_count(); ++n) {
     view.rows[n] = g.uniform() * 0.5f + 0.5f < static_cast<float>(active) ? row_class::active : row_class::lazy;
@@ -121,7 +123,7 @@ void planning(benchmark::State& state) {
 
 void shapes(benchmark::internal::Benchmark* b) {
   for (int tokens : {2048, 4096, 8192, 16384}) b->Args({64, tokens});
-  for (int tokens : {2048, 4096, 8192}) b->Args({128, tokens});
+  for (int tokens : {2048, 4096, 8192, 16384}) b->Args({128, tokens});
   b->ArgNames({"D", "N"})->Unit(benchmark::kMillisecond)->UseRealTime();
 }
 
@@ -129,9 +131,12 @@ void shapes(benchmark::internal::Benchmark* b) {
 
 BENCHMARK(dense)->Apply(shapes);
 BENCHMARK(sparse_attend)
-    ->ArgsProduct({{64}, {16384}, {5, 10, 20, 30, 50}})
-    ->ArgsProduct({{128}, {8192}, {5, 10, 20, 50}})
-    ->ArgNames({"D", "N", "percent"})->Unit(benchmark::kMillisecond)->UseRealTime();
+    ->ArgsProduct({{64}, {16384}, {5, 10, 20, 30, 50}, {256}, {2048}})
+    ->ArgsProduct({{64}, {4096, 8192}, {5, 10, 20}, {64}, {512, 2048}})  // the hard end: small tiles
+    ->ArgsProduct({{128}, {8192}, {5, 10, 20, 50}, {128}, {2048}})
+    ->ArgNames({"D", "N", "percent", "window", "chunk"})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 BENCHMARK(planning)->Apply(shapes);
 
 BENCHMARK_MAIN();

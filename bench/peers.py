@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = [(64, n, 9, 3) for n in (2048, 4096, 8192, 16384)] + [(128, n, 28, 4) for n in (2048, 4096, 8192)]
+SHAPES = [(64, n, 9, 3) for n in (2048, 4096, 8192, 16384)] + [(128, n, 28, 4) for n in (2048, 4096, 8192, 16384)]
 
 
 def with_torch() -> None:
