@@ -75,21 +75,19 @@ struct engine<backend::cpu> {
     if constexpr (is_dense<Policies>) {
       cpu::attend_rows(call, {}, p.near, p.limit, m.attend, store);
     } else {
-      using A = accumulator_t<T>;
-      attention_shape const& s = call.shape;
+      auto const unrescued = cpu::classes_of(row_class::lazy, row_class::active);
       cpu::choose(call, p, m.view, m.attend, m.plan);
-      cpu::attend_rows(call, {m.view, row_class::lazy, 3u}, p.near, p.limit, m.attend,
+      cpu::attend_rows(call, {m.view, unrescued}, p.near, p.limit, m.attend,
                        [&](int bb, int h, int i, auto const& tile, int r) {
                          store(bb, h, i, tile, r);
                          if constexpr (cpu::wants<Policies>::coverage) {
-                           A* const seen = m.plan.lse;
-                           seen[(std::ptrdiff_t{bb} * s.q_heads + h) * s.q_tokens + i] =
-                               cpu::tile_lse(tile, r);
+                           m.plan.lse(bb, h, i) = cpu::tile_lse(tile, r);
                          }
                        });
       if constexpr (!std::same_as<decltype(p.rescue), rescue::none>) {
         cpu::rescue(call, p, m.view, m.attend, m.plan, true);
-        cpu::attend_rows(call, {m.view, row_class::lazy, 4u}, p.near, p.limit, m.attend, store);
+        auto const rescued = cpu::classes_of(row_class::rescued);
+        cpu::attend_rows(call, {m.view, rescued}, p.near, p.limit, m.attend, store);
       }
     }
     return {};
@@ -135,8 +133,8 @@ struct engine<backend::cpu> {
                        int threads) noexcept {
       memory m;
       m.attend = cpu::attend_memory<A>::take(arena, shape, threads);
+      m.plan = cpu::plan_memory<A>::take(arena, shape, p, threads);
       if constexpr (!is_dense<Policies>) {
-        m.plan = cpu::plan_memory<A>::take(arena, shape, p, threads);
         m.view.shape = shape;
         m.view.chunk_rows = p.rows.rows > 0 ? p.rows.rows : larger(1, shape.q_tokens);
         m.view.capacity = shape.kv_tokens;
@@ -145,8 +143,6 @@ struct engine<backend::cpu> {
         m.view.kept_counts = arena.template take<int>(lists);
         m.view.recalls = arena.template take<float>(lists);
         m.view.kept = arena.template take<int>(lists * static_cast<std::size_t>(shape.kv_tokens));
-      } else {
-        m.plan = cpu::plan_memory<A>::take(arena, shape, p, threads);
       }
       return m;
     }

@@ -131,9 +131,8 @@ void run_tile(attention_call<T, host> const& call, near_field const& near, mask 
   int const* const rows = m.units.rows_of(shape, u) + tile.first;
   int const group = shape.group();
   auto const head = [&](int r) { return u.g * group + rows[r] % group; };
-  A const scale = A(1.44269504088896340736) / std::sqrt(static_cast<A>(shape.dim));
   pack_rows<A>([&](int r) { return call.q.at(u.b, head(r), rows[r] / group); }, tile.rows,
-               shape.dim, scale, s.q);
+               shape.dim, score_scale<A>(shape.dim), s.q);
   int runs = 0;
   for (int r = 0; r < tile.rows; ++r) {
     runs = set_limits(s, r, tile.kind, extent.position(rows[r] / group), extent.kv_tokens, near,
@@ -165,11 +164,10 @@ void attend_rows(attention_call<T, host> const& call, row_choice const& choice,
   using A = accumulator_t<T>;
   attention_shape const& shape = call.shape;
   gather_rows(call, choice, near, limit, m.threads, m.units);
-  int const count = shape.batch * shape.kv_heads * m.units.chunks;
-  for (int first = 0; first < count;) {
+  for (int first = 0; first < m.units.count;) {
     int last = first;
     std::ptrdiff_t used = 0;
-    for (; last < count; ++last) {
+    for (; last < m.units.count; ++last) {
       row_unit& u = m.units.units[last];
       int const size = padded_keys<A>(u.list_size);
       if (used + size > m.lists.slot_keys) break;
@@ -195,6 +193,20 @@ auto store_rows(attention_call<T, host> const& call) noexcept {
     store_tile_row(tile, r, call.shape.dim, call.out.at(b, h, i));
     if (!call.lse.is_null()) call.lse(b, h, i) = tile_lse(tile, r);
   };
+}
+
+/// Measures what the rows of `choice` see, without values: their log-sum-exps into `lse`
+/// [batch, q_heads, q_tokens]. The units in `m` are left as those of the choice.
+template <class T>
+void measure_rows(attention_call<T, host> const& call, row_choice const& choice,
+                  near_field const& near, mask limit, attend_memory<accumulator_t<T>>& m,
+                  lse_view<T> const& lse) noexcept {
+  attention_call<T, host> keys_only = call;
+  keys_only.v = {};
+  attend_rows(keys_only, choice, near, limit, m,
+              [&](int b, int h, int i, auto const& tile, int r) {
+                lse(b, h, i) = tile_lse(tile, r);
+              });
 }
 
 /// Rows that do not exist see nothing: out 0, lse -inf.

@@ -171,18 +171,17 @@ template <class T, class Policies>
 void decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache, Policies const& p,
             decode_memory<accumulator_t<T>> const& m, int threads) noexcept {
   using A = accumulator_t<T>;
-  constexpr A log2e = A(1.44269504088896340736), ln2 = A(0.693147180559945309417);
   int const dim = cache.dim, group = call.q.extent(1) / cache.kv_heads;
   int const rows = call.q.extent(0) * cache.kv_heads, lane_parts = m.parts / 2;
-  A const scale = log2e / std::sqrt(static_cast<A>(dim));
+  A const scale = score_scale<A>(dim);
   parallel_for(threads, rows, [&](long long row, int) {
     int const b = static_cast<int>(row) / cache.kv_heads, g = static_cast<int>(row) % cache.kv_heads;
     for (int h = 0; h < group; ++h) {
       T const* const q = call.q.at(b, g * group + h);
       A* const packed = m.q + (row * group + h) * dim;
       for (int d = 0; d < dim; ++d) packed[d] = static_cast<A>(q[d]) * scale;
-      m.fetches[row * group + h] = decode_fetches(call, cache, p.fetcher, b, g * group + h) ? 1 : 0;
     }
+    decode_fetches(call, cache, p.fetcher, b, g, m.fetches + row * group);
   });
   auto const lane_of = [&](long long row, int part) {
     int const b = static_cast<int>(row) / cache.kv_heads, g = static_cast<int>(row) % cache.kv_heads;
@@ -222,7 +221,7 @@ void decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache
     A const share = high == empty_lse<A>() ? A(0) : A(1) / total;
     for (int d = 0; d < dim; ++d) call.out(b, head, 0, d) = static_cast<T>(merged[d] * share);
     if (!call.lse.is_null()) {
-      call.lse(b, head, 0) = high == empty_lse<A>() ? high : ln2 * (high + std::log2(total));
+      call.lse(b, head, 0) = natural_lse(high, total);
     }
   });
 }

@@ -86,7 +86,7 @@ inline void multiply_values_exactly(A const* p, A const* v, int begin, int end, 
   }
 }
 
-/// Attends `rows` <= tile_rows rows, packed by pack_rows with scale log2(e) / sqrt(dim), to the
+/// Attends `rows` <= tile_rows rows, packed by pack_rows with score_scale, to the
 /// runs. Leaves the state in `s`; `tile_lse` and `store_tile_row` read it.
 template <class A>
 void attend_tile(A const* q, int rows, int dim, key_run<A> const* runs, int run_count,
@@ -160,11 +160,16 @@ void attend_tile(A const* q, int rows, int dim, key_run<A> const* runs, int run_
   }
 }
 
+/// The natural log-sum-exp of a row's maximum and sum in log2 units; -inf where it saw nothing.
+template <class A>
+A natural_lse(A high, A total) noexcept {
+  return high == empty_lse<A>() ? high : ln_2<A> * (high + std::log2(total));
+}
+
 /// The natural log-sum-exp of row r after attend_tile; -inf where it saw nothing.
 template <class A>
 A tile_lse(tile_scratch<A> const& s, int r) noexcept {
-  constexpr A ln2 = A(0.693147180559945309417);
-  return s.high[r] == empty_lse<A>() ? s.high[r] : ln2 * (s.high[r] + std::log2(s.total[r]));
+  return natural_lse(s.high[r], s.total[r]);
 }
 
 /// Row r of the output after attend_tile, to out [dim]; 0 where it saw nothing.

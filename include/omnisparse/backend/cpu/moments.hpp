@@ -188,10 +188,9 @@ void estimate_far(At row_at, key_range const* windows, int rows, near_field cons
                   Emit const& emit) noexcept {
   using A = accumulator_t<T>;
   constexpr int ld = tile_scratch<A>::ld, width = strip<A>;
-  constexpr A log2e = A(1.44269504088896340736);
   bool const bound = estimate.by == far_estimate::kind::upper_bound;
   int const padded = round_up(rows, block_rows), size = estimate.block;
-  pack_rows<A>(row_at, rows, dim, log2e / std::sqrt(static_cast<A>(dim)), s.q);
+  pack_rows<A>(row_at, rows, dim, score_scale<A>(dim), s.q);
   for (int n = 0; n < padded * dim; ++n) f.squares[n] = s.q[n] * s.q[n];
   for (int r = 0; r < padded; ++r) {
     A sum = 0;
@@ -216,7 +215,7 @@ void estimate_far(At row_at, key_range const* windows, int rows, near_field cons
   A first[std::size_t{block_rows} * width], second[std::size_t{block_rows} * width];
   A biases[tile_keys];  // log2 of the blocks' counts, -inf for an empty block
   A extras[tile_keys];  // their radii
-  A const weight = static_cast<A>(estimate.variance_weight) / (A(2) * log2e);
+  A const weight = static_cast<A>(estimate.variance_weight) / (A(2) * log2_e<A>);
   for (int base = 0; base < count; base += tile_keys) {
     int const columns = std::min(tile_keys, count - base);
     for (int c = 0; c < columns; c += width) {

@@ -40,6 +40,18 @@ inline constexpr int block_rows = vector_registers == 32 ? 12 : 6;
 template <class A>
 inline constexpr int strip = 2 * lanes<A>;
 
+/// Scores are kept in log2 units, so that exponentials are powers of 2.
+template <class A>
+inline constexpr A log2_e = A(1.44269504088896340736);
+template <class A>
+inline constexpr A ln_2 = A(0.693147180559945309417);
+
+/// The factor on q that makes a dot product a score: log2(e) / sqrt(dim).
+template <class A>
+inline A score_scale(int dim) noexcept {
+  return log2_e<A> / std::sqrt(static_cast<A>(dim));
+}
+
 /// 2^x for x <= 0, within 2 ulp; exactly 0 from about 2^-127 down, so for -inf too. NaN: NaN.
 template <class A>
 inline packet<A> exp2_of(packet<A> x) noexcept {
@@ -62,7 +74,7 @@ inline packet<A> exp2_of(packet<A> x) noexcept {
     return simd::pmul(y, simd::preinterpret<P>(exponent));
   } else if constexpr (lanes<A> > 1) {
     using P = packet<A>;
-    P const y = simd::pexp(simd::pmul(x, simd::pset1<P>(A(0.693147180559945309417))));
+    P const y = simd::pexp(simd::pmul(x, simd::pset1<P>(ln_2<A>)));
     return simd::pselect(simd::pcmp_lt(x, simd::pset1<P>(A(-1000))), simd::pset1<P>(A(0)), y);
   } else {
     return std::exp2(x);

@@ -26,7 +26,7 @@ template <class A>
 struct plan_memory {
   probe_memory<A> probe;
   block_moments<A> moments;
-  A* lse = nullptr;       ///< [batch, q_heads, q_tokens], of near fields or of what rows see
+  tensor_view<A, host, 3> lse;  ///< [batch, q_heads, q_tokens], of near fields or what rows see
   double* sums = nullptr; ///< [threads, 2 dim], running sums of keys
   std::byte* far = nullptr;
   std::size_t far_bytes = 0;
@@ -47,9 +47,8 @@ struct plan_memory {
     }
     if constexpr (estimates) {
       m.moments = block_moments<A>::take(arena, shape.kv_tokens, m.block, shape.dim);
-      m.lse = arena.template take<A>(static_cast<std::size_t>(shape.batch) *
-                                     static_cast<std::size_t>(shape.q_heads) *
-                                     static_cast<std::size_t>(shape.q_tokens));
+      m.lse = {nullptr, {shape.batch, shape.q_heads, shape.q_tokens}};
+      m.lse.data = arena.template take<A>(static_cast<std::size_t>(m.lse.size()));
       detail::arena one;
       far_scratch<A>::take(one, shape.kv_tokens, m.block, shape.dim);
       m.far_bytes = round_up(one.needed(), std::size_t{256});
@@ -170,31 +169,24 @@ float mass_share(A part, A other) noexcept {
   return static_cast<float>(A(1) / (A(1) + std::exp(other - part)));
 }
 
-/// Classes of all rows by a selector that observes near_and_far. `lse` [batch, q_heads, q_tokens]
-/// becomes that of the near fields.
+/// Classes of all rows by a selector that observes near_and_far. `pm.lse` becomes that of the near
+/// fields.
 template <class T, class Policies>
 void select_rows_by_far_mass(attention_call<T, host> const& call, Policies const& p,
                              plan_view<host> const& plan, attend_memory<accumulator_t<T>>& m,
                              plan_memory<accumulator_t<T>>& pm) noexcept {
   using A = accumulator_t<T>;
   attention_shape const& shape = call.shape;
-  attention_call<T, host> keys_only = call;
-  keys_only.v = {};
-  tensor_view<A, host, 3> const lse(pm.lse, {shape.batch, shape.q_heads, shape.q_tokens});
-  row_choice const near_only{.plan = {}, .all = row_class::lazy, .classes = 7u};
-  attend_rows(keys_only, near_only, p.near, p.limit, m,
-              [&](int b, int h, int i, auto const& tile, int r) {
-                lse(b, h, i) = tile_lse(tile, r);
-              });
+  measure_rows(call, {.all = row_class::lazy}, p.near, p.limit, m, pm.lse);
   far_estimate const estimate = detail::estimate_of(p.selector);
-  for (int n = 0; n < shape.batch * shape.kv_heads * m.units.chunks; ++n) {
+  for (int n = 0; n < m.units.count; ++n) {
     row_unit const& u = m.units.units[n];
     sequence_extent const extent = extent_of(shape, call.in, u.b);
     measure_blocks(call, u.b, u.g, {smaller(p.near.sinks, extent.kv_tokens), extent.kv_tokens},
                    estimate, m.threads, pm.moments);
     estimate_rows(call, p.near, p.limit, estimate, u, m.units.rows_of(shape, u), u.counts[0], m, pm,
                   [&](int b, int h, int i, A far) {
-                    A const near = lse(b, h, i);
+                    A const near = pm.lse(b, h, i);
                     int const position = extent.position(i);
                     bool const keeps = p.selector.keeps(
                         {static_cast<float>(near), static_cast<float>(far), mass_share(far, near)},
@@ -206,7 +198,7 @@ void select_rows_by_far_mass(attention_call<T, host> const& call, Policies const
   }
 }
 
-/// Turns active rows that the rescue policy names into rescued ones. `lse` holds what each active
+/// Turns active rows that the rescue policy names into rescued ones. `pm.lse` holds what each active
 /// row sees; the units in `m` are those of the plan, as the pass that made lse left them.
 template <class T, class Policies>
 void rescue_rows(attention_call<T, host> const& call, Policies const& p,
@@ -215,7 +207,7 @@ void rescue_rows(attention_call<T, host> const& call, Policies const& p,
   using A = accumulator_t<T>;
   attention_shape const& shape = call.shape;
   far_estimate const estimate = detail::estimate_of(p.rescue);
-  for (int n = 0; n < shape.batch * shape.kv_heads * m.units.chunks; ++n) {
+  for (int n = 0; n < m.units.count; ++n) {
     row_unit const& u = m.units.units[n];
     int const active = u.counts[static_cast<int>(row_class::active)];
     if (active == 0) continue;
@@ -232,10 +224,9 @@ void rescue_rows(attention_call<T, host> const& call, Policies const& p,
                    estimate, m.threads, pm.moments);
     estimate_rows(call, p.near, p.limit, estimate, u, rows, active, m, pm,
                   [&](int b, int h, int i, A left_out) {
-                    A const seen = pm.lse[(std::ptrdiff_t{b} * shape.q_heads + h) * shape.q_tokens +
-                                          i];
-                    float const share =
-                        left_out == empty_lse<A>() ? 1.f : mass_share(seen, left_out);
+                    float const share = left_out == empty_lse<A>()
+                                            ? 1.f
+                                            : mass_share(pm.lse(b, h, i), left_out);
                     if (p.rescue.rescues({share}, {extent.position(i), h})) {
                       plan.rows_at(b, h)[i] = row_class::rescued;
                     }
@@ -270,13 +261,8 @@ void rescue(attention_call<T, host> const& call, Policies const& p, plan_view<ho
   attention_shape const& shape = call.shape;
   if constexpr (wants<Policies>::coverage) {
     if (!seen) {
-      attention_call<T, host> keys_only = call;
-      keys_only.v = {};
-      attend_rows(keys_only, {plan, row_class::lazy, 1u << 1}, p.near, p.limit, m,
-                  [&](int b, int h, int i, auto const& tile, int r) {
-                    pm.lse[(std::ptrdiff_t{b} * shape.q_heads + h) * shape.q_tokens + i] =
-                        tile_lse(tile, r);
-                  });
+      row_choice const active{.plan = plan, .classes = classes_of(row_class::active)};
+      measure_rows(call, active, p.near, p.limit, m, pm.lse);
     }
     rescue_rows(call, p, plan, m, pm);
   } else if constexpr (!std::same_as<decltype(p.rescue), rescue::none>) {

@@ -61,7 +61,6 @@ int probe_chunk(attention_call<T, host> const& call, Scorer const& scorer, near_
                 attend_memory<accumulator_t<T>> const& m,
                 probe_memory<accumulator_t<T>> const& p) noexcept {
   using A = accumulator_t<T>;
-  constexpr A log2e = A(1.44269504088896340736);
   attention_shape const& shape = call.shape;
   int const group = shape.group();
   int probes = 0;
@@ -76,7 +75,7 @@ int probe_chunk(attention_call<T, host> const& call, Scorer const& scorer, near_
   auto const row_of = [&](int pair) { return p.rows[pair / group]; };
   auto const pack = [&](int g, int at, int count, A* q) {
     pack_rows<A>([&](int r) { return call.q.at(b, g * group + (at + r) % group, row_of(at + r)); },
-                 count, shape.dim, log2e / std::sqrt(static_cast<A>(shape.dim)), q);
+                 count, shape.dim, score_scale<A>(shape.dim), q);
   };
   auto const slot_of = [&](int g) { return std::ptrdiff_t{b} * shape.kv_heads + g; };
   auto const lse_of = [&](int g, int pair) -> A& {
@@ -95,7 +94,7 @@ int probe_chunk(attention_call<T, host> const& call, Scorer const& scorer, near_
     }
     key_run<A> const run{m.kv.panels_at(slot_of(g)), nullptr, s.begin(0), s.end(0), true};
     attend_tile(s.q, count, shape.dim, &run, 1, s.tile);
-    for (int r = 0; r < count; ++r) lse_of(g, at + r) = tile_lse(s.tile, r) * log2e;
+    for (int r = 0; r < count; ++r) lse_of(g, at + r) = tile_lse(s.tile, r) * log2_e<A>;
   });
 
   int const steps = p.keys / tile_keys;

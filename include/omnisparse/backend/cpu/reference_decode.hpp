@@ -6,6 +6,8 @@
 #include <omnisparse/cache/kv_cache_ref.hpp>
 #include <omnisparse/core/decode_call.hpp>
 
+#include <algorithm>
+
 namespace omnisparse::cpu {
 
 /// What the decode classifier of head h sees: the row's logits on the mean of the first keys and on
@@ -25,26 +27,27 @@ observation::sink_and_mean decode_contrast(T const* q, kv_cache_ref<host, T> con
   return {static_cast<float>(logit[0]), static_cast<float>(logit[1]), static_cast<float>(share)};
 }
 
-/// Does head h read the stored visual tokens beyond its near field? With a fetcher whose `any` is
-/// true, when any head of its group does.
+/// Which heads of KV head g read the stored visual tokens beyond their near fields, into `fetches`
+/// [group]; with a fetcher whose `any` is true, all of them when one does.
 template <class T, class Fetcher>
-bool decode_fetches(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache,
-                    Fetcher const& fetcher, int b, int h) noexcept {
-  int const group = call.q.extent(1) / cache.kv_heads, g = h / group;
-  auto const asks = [&](int head) {
+void decode_fetches(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache,
+                    Fetcher const& fetcher, int b, int g, unsigned char* fetches) noexcept {
+  int const group = call.q.extent(1) / cache.kv_heads;
+  bool any = false;
+  for (int n = 0; n < group; ++n) {
+    bool asks = false;
     if constexpr (std::same_as<observed<Fetcher>, observation::sink_and_mean>) {
-      return fetcher.fetches(decode_contrast(call.q.at(b, head), cache, call.sequence(b), g));
+      asks = fetcher.fetches(
+          decode_contrast(call.q.at(b, g * group + n), cache, call.sequence(b), g));
     } else {
-      return fetcher.fetches({});
+      asks = fetcher.fetches({});
     }
-  };
-  bool whole_group = false;
-  if constexpr (requires { fetcher.any; }) whole_group = fetcher.any;
-  if (!whole_group) return asks(h);
-  for (int head = g * group; head < (g + 1) * group; ++head) {
-    if (asks(head)) return true;
+    fetches[n] = asks ? 1 : 0;
+    any = any || asks;
   }
-  return false;
+  if constexpr (requires { fetcher.any; }) {
+    if (fetcher.any && any) std::fill_n(fetches, group, static_cast<unsigned char>(1));
+  }
 }
 
 /// Text always; visual tokens when near or when the head fetches.
@@ -54,8 +57,11 @@ void reference_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> co
   int const group = call.q.extent(1) / cache.kv_heads;
   for (int b = 0; b < call.q.extent(0); ++b) {
     int const sequence = call.sequence(b), tokens = cache.appended[sequence];
+    std::vector<unsigned char> fetches(static_cast<std::size_t>(call.q.extent(1)));
+    for (int g = 0; g < cache.kv_heads; ++g) {
+      decode_fetches(call, cache, p.fetcher, b, g, fetches.data() + g * group);
+    }
     for (int h = 0; h < call.q.extent(1); ++h) {
-      bool const fetches = decode_fetches(call, cache, p.fetcher, b, h);
       std::vector<double> logits;
       std::vector<T const*> values;
       for (segment const kind : {segment::text, segment::visual}) {
@@ -64,7 +70,7 @@ void reference_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> co
           int const page = cache.page(lane, n / cache.page_tokens), slot = n % cache.page_tokens;
           int const position = *cache.positions_at(page, slot);
           bool const near = p.near.contains(position, tokens - 1, tokens, mask::causal);
-          if (kind == segment::visual && !fetches && !near) continue;
+          if (kind == segment::visual && fetches[static_cast<std::size_t>(h)] == 0 && !near) continue;
           logits.push_back(
               reference_logit<T>(call.q.at(b, h), cache.keys_at(page, slot), cache.dim));
           values.push_back(cache.values_at(page, slot));

@@ -13,18 +13,32 @@
 
 namespace omnisparse::cpu {
 
-/// Which rows of a call are attended to, and how. `rows` null: every row is of class `all`.
-/// Rows of a class whose bit is not set in `classes` are left alone.
+/// A set of row classes.
+struct class_set {
+  unsigned bits = 0;
+
+  constexpr bool holds(row_class kind) const noexcept {
+    return (bits >> static_cast<unsigned>(kind) & 1u) != 0;
+  }
+};
+
+/// The set of these classes.
+template <class... Kind>
+constexpr class_set classes_of(Kind... kind) noexcept {
+  return {((1u << static_cast<unsigned>(kind)) | ... | 0u)};
+}
+inline constexpr class_set every_class =
+    classes_of(row_class::lazy, row_class::active, row_class::rescued);
+
+/// Which rows of a call are attended to, and how. `plan.rows` null: every row is of class `all`.
+/// Rows of other classes than `classes` are left alone.
 struct row_choice {
   plan_view<host> plan = {};
+  class_set classes = every_class;
   row_class all = row_class::rescued;
-  unsigned classes = 7u;
 
   row_class of(int b, int h, int i) const noexcept {
     return plan.rows == nullptr ? all : plan.rows_at(b, h)[i];
-  }
-  bool takes(row_class kind) const noexcept {
-    return (classes >> static_cast<unsigned>(kind) & 1u) != 0;
   }
 };
 
@@ -56,6 +70,7 @@ struct row_units {
   int* rows = nullptr;        ///< [batch, kv_heads, q_tokens * group]
   int chunks = 0;
   int chunk_rows = 1;
+  int count = 0;  ///< batch * kv_heads * chunks
 
   template <class Arena>
   static row_units take(Arena& arena, attention_shape const& shape) noexcept {
@@ -83,8 +98,8 @@ void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
       choice.plan.rows == nullptr ? larger(1, shape.q_tokens) : choice.plan.chunk_rows;
   units.chunks = ceil_div(shape.q_tokens, units.chunk_rows);
   int const group = shape.group();
-  long long const count = static_cast<long long>(shape.batch) * shape.kv_heads * units.chunks;
-  parallel_for(threads, count, [&](long long n, int) {
+  units.count = shape.batch * shape.kv_heads * units.chunks;
+  parallel_for(threads, units.count, [&](long long n, int) {
     row_unit& u = units.units[n];
     u = {};
     u.c = static_cast<int>(n % units.chunks);
@@ -119,7 +134,7 @@ void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
     int* const rows = units.rows_of(shape, u);
     int at = 0;
     for (row_class const kind : {row_class::lazy, row_class::active, row_class::rescued}) {
-      if (!choice.takes(kind)) continue;
+      if (!choice.classes.holds(kind)) continue;
       int const before = at;
       for (int i = first; i < last; ++i) {
         for (int h = u.g * group; h < (u.g + 1) * group; ++h) {
