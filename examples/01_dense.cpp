@@ -6,8 +6,8 @@
 
 int main() {
   using namespace omnisparse;
-  attention_shape const shape{.batch = 1, .q_heads = 8, .kv_heads = 2, .q_tokens = 512,
-                              .kv_tokens = 512, .dim = 64};
+  attention_shape const shape{
+      .batch = 1, .q_heads = 8, .kv_heads = 2, .q_tokens = 512, .kv_tokens = 512, .dim = 64};
   std::vector<float> q(8 * 512 * 64, 0.1f), k(2 * 512 * 64, 0.2f), v(2 * 512 * 64, 0.3f);
   std::vector<float> out(q.size()), lse(8 * 512);
 

@@ -9,11 +9,12 @@
 
 int main() {
   using namespace omnisparse;
-  attention_shape const shape{.batch = 1, .q_heads = 6, .kv_heads = 2, .q_tokens = 2048,
-                              .kv_tokens = 2048, .dim = 64};
+  attention_shape const shape{
+      .batch = 1, .q_heads = 6, .kv_heads = 2, .q_tokens = 2048, .kv_tokens = 2048, .dim = 64};
   auto const t = testing::random_tensors<float>(shape, 1, 3.f);
   std::vector<float> sparse(t.q.size()), dense(t.q.size());
-  tensor_view const sparse_out(sparse.data(), {1, 6, 2048, 64}), dense_out(dense.data(), {1, 6, 2048, 64});
+  tensor_view const sparse_out(sparse.data(), {1, 6, 2048, 64}),
+      dense_out(dense.data(), {1, 6, 2048, 64});
 
   auto const full = attention{backend::cpu{}};
   auto const attend = presets::local_first(backend::cpu{}, shape.kv_tokens);

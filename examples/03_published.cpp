@@ -6,8 +6,8 @@
 
 int main() {
   using namespace omnisparse;
-  attention_shape const shape{.batch = 1, .q_heads = 4, .kv_heads = 2, .q_tokens = 512,
-                              .kv_tokens = 512, .dim = 32};
+  attention_shape const shape{
+      .batch = 1, .q_heads = 4, .kv_heads = 2, .q_tokens = 512, .kv_tokens = 512, .dim = 32};
   auto const t = testing::random_tensors<float>(shape, 2);
   std::vector<float> out(t.q.size());
 
@@ -20,7 +20,8 @@ int main() {
   workspace<> memory(attend.workspace_bytes(shape));
   auto const plan = attend.make_plan(shape);
   or_throw(attend.plan(t.q_view(), t.k_view(), plan, memory));
-  or_throw(attend.run(t.q_view(), t.k_view(), t.v_view(), plan, tensor_view(out.data(), {1, 4, 512, 32}), memory));
+  or_throw(attend.run(t.q_view(), t.k_view(), t.v_view(), plan,
+                      tensor_view(out.data(), {1, 4, 512, 32}), memory));
   plan_summary const sum = summarize(plan, attend.policies().near, mask::causal);
   std::printf("%s", to_string(sum).c_str());
 

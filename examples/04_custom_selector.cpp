@@ -7,7 +7,8 @@
 
 namespace mine {
 using namespace omnisparse;
-/// Looks far where more than `epsilon` of the mass is out of sight, and on every `stride`-th row anyway.
+/// Looks far where more than `epsilon` of the mass is out of sight, and on every `stride`-th row
+/// anyway.
 struct far_or_strided {
   using observes = observation::near_and_far;
   float epsilon = 0.05f;
@@ -17,14 +18,16 @@ struct far_or_strided {
   }
 };
 // A policy is a value: test it by plain numbers.
-static_assert(far_or_strided{}.keeps({.lse_near = 9.f, .lse_far = 0.f, .far_mass = 1e-4f}, {128, 0}));
-static_assert(!far_or_strided{}.keeps({.lse_near = 9.f, .lse_far = 0.f, .far_mass = 1e-4f}, {129, 0}));
+static_assert(far_or_strided{}.keeps({.lse_near = 9.f, .lse_far = 0.f, .far_mass = 1e-4f},
+                                     {128, 0}));
+static_assert(!far_or_strided{}.keeps({.lse_near = 9.f, .lse_far = 0.f, .far_mass = 1e-4f},
+                                      {129, 0}));
 }  // namespace mine
 
 int main() {
   using namespace omnisparse;
-  attention_shape const shape{.batch = 1, .q_heads = 4, .kv_heads = 2, .q_tokens = 1024,
-                              .kv_tokens = 1024, .dim = 64};
+  attention_shape const shape{
+      .batch = 1, .q_heads = 4, .kv_heads = 2, .q_tokens = 1024, .kv_tokens = 1024, .dim = 64};
   auto const t = testing::random_tensors<float>(shape, 3);
   auto const local = presets::local_first(backend::cpu{}, shape.kv_tokens);
   auto const attend = local.with(mine::far_or_strided{.epsilon = 1.f, .stride = 32});

@@ -1,5 +1,5 @@
-// A budget of your own: the flattest head's reach for every head, as published, but never more than a
-// cap. It sees all heads, so that one number can serve them all.
+// A budget of your own: the flattest head's reach for every head, as published, but never more than
+// a cap. It sees all heads, so that one number can serve them all.
 #include <omnisparse/presets.hpp>
 #include <omnisparse/testing/random.hpp>
 
@@ -20,8 +20,8 @@ struct capped_flattest {
 
 int main() {
   using namespace omnisparse;
-  attention_shape const shape{.batch = 1, .q_heads = 4, .kv_heads = 2, .q_tokens = 1024,
-                              .kv_tokens = 1024, .dim = 64};
+  attention_shape const shape{
+      .batch = 1, .q_heads = 4, .kv_heads = 2, .q_tokens = 1024, .kv_tokens = 1024, .dim = 64};
   auto const t = testing::random_tensors<float>(shape, 3);
   int worst = 0;
   for (float const recall : {0.5f, 0.8f, 0.95f}) {

@@ -6,8 +6,8 @@
 
 int main() {
   using namespace omnisparse;
-  attention_shape const shape{.batch = 1, .q_heads = 2, .kv_heads = 1, .q_tokens = 256,
-                              .kv_tokens = 256, .dim = 32};
+  attention_shape const shape{
+      .batch = 1, .q_heads = 2, .kv_heads = 1, .q_tokens = 256, .kv_tokens = 256, .dim = 32};
   auto const t = testing::random_tensors<float>(shape, 6);
   auto const attend = attention{backend::cpu{}}
                           .with(near_field{.window = 16, .sinks = 2})
@@ -20,7 +20,8 @@ int main() {
 
   plan_view<> const view = plan.view();
   for (int c = 0; c < view.chunks(); ++c) {
-    std::printf("rows %d..: %d keys kept:", c * view.chunk_rows, view.kept_counts[view.list(0, c, 0)]);
+    std::printf("rows %d..: %d keys kept:", c * view.chunk_rows,
+                view.kept_counts[view.list(0, c, 0)]);
     for (int n = 0; n < smaller(8, view.kept_counts[view.list(0, c, 0)]); ++n) {
       std::printf(" %d", view.kept_at(0, c, 0)[n]);
     }
@@ -32,7 +33,8 @@ int main() {
   or_throw(from_bytes(bytes, loaded));
   loaded.view().rows_at(0, 0)[255] = row_class::rescued;  // edit: the last row sees everything
   std::vector<float> out(t.q.size());
-  or_throw(attend.run(t.q_view(), t.k_view(), t.v_view(), loaded, tensor_view(out.data(), {1, 2, 256, 32}), memory));
+  or_throw(attend.run(t.q_view(), t.k_view(), t.v_view(), loaded,
+                      tensor_view(out.data(), {1, 2, 256, 32}), memory));
 
   loaded.view().kept_at(0, 1, 0)[0] = 999;  // a plan that makes no sense is refused in words
   status const refused = attend.run(t.q_view(), t.k_view(), t.v_view(), loaded,

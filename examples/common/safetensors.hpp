@@ -117,9 +117,7 @@ class file {
   }
 
   /// Throws `error` with the file's name before the sentence.
-  [[noreturn]] void fail(std::string const& why) const {
-    throw error(path_.string() + ": " + why);
-  }
+  [[noreturn]] void fail(std::string const& why) const { throw error(path_.string() + ": " + why); }
 
  private:
   void open() {

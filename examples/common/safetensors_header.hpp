@@ -44,9 +44,9 @@ struct entry {
 /// Bytes of one value of a dtype, 0 for a name that this reader does not know.
 inline std::uint64_t bytes_of(std::string_view dtype) noexcept {
   constexpr std::pair<std::string_view, std::uint64_t> known[] = {
-      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},  {"U64", 8},     {"I32", 4},
-      {"U32", 4}, {"I16", 2}, {"U16", 2}, {"I8", 1},   {"U8", 1},   {"BOOL", 1},    {"F8_E4M3", 1},
-      {"F8_E5M2", 1}};
+      {"F64", 8}, {"F32", 4}, {"F16", 2},  {"BF16", 2},    {"I64", 8},
+      {"U64", 8}, {"I32", 4}, {"U32", 4},  {"I16", 2},     {"U16", 2},
+      {"I8", 1},  {"U8", 1},  {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
   for (auto const& [name, bytes] : known) {
     if (name == dtype) return bytes;
   }

@@ -46,12 +46,10 @@ class writer {
     nlohmann::json header = nlohmann::json::object();
     if (!metadata_.empty()) header["__metadata__"] = metadata_;
     for (auto const& [one, values] : pieces_) {
-      header[one.name] = {{"dtype", one.dtype},
-                          {"shape", one.extents},
-                          {"data_offsets", {one.begin, one.end}}};
+      header[one.name] = {
+          {"dtype", one.dtype}, {"shape", one.extents}, {"data_offsets", {one.begin, one.end}}};
     }
-    std::string text =
-        header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    std::string text = header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     text.append((8 - text.size() % 8) % 8, ' ');
     std::uint64_t const header_bytes = text.size();
     std::ofstream out(path, std::ios::binary);

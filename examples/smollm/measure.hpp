@@ -75,8 +75,7 @@ inline double mean(float const* values, std::size_t count) {
 }  // namespace detail
 
 /// Runs one policy. `new_tokens` = 0: reads the document only.
-inline measurement measure(model const& m, runner const& policy, request const& r,
-                           int new_tokens) {
+inline measurement measure(model const& m, runner const& policy, request const& r, int new_tokens) {
   measurement seen;
   seen.policy = policy.name, seen.near = policy.near;
   double off_clock = 0;
@@ -90,8 +89,7 @@ inline measurement measure(model const& m, runner const& policy, request const& 
   });
   seen.prefill_seconds = detail::seconds() - start - off_clock;
   seen.cache_bytes = policy.cache_bytes();
-  seen.perplexity =
-      perplexity(m, hidden, r.document, static_cast<int>(r.document.size()) / 2 - 1);
+  seen.perplexity = perplexity(m, hidden, r.document, static_cast<int>(r.document.size()) / 2 - 1);
   if (new_tokens > 0) detail::answer(m, policy, r, new_tokens, seen);
   return seen;
 }
@@ -113,10 +111,17 @@ inline nlohmann::ordered_json row_of(measurement const& seen) {
   double const recall_mean = detail::mean(recall.data(), recall.size());
   auto const low = recall.begin() + static_cast<std::ptrdiff_t>(recall.size() / 100);
   std::nth_element(recall.begin(), low, recall.end());
-  return {{"policy", seen.policy}, {"perplexity", seen.perplexity}, {"density", density / layers},
-          {"active", active / layers}, {"rescued", rescued / layers}, {"kept", kept / layers},
-          {"recall_mean", recall_mean}, {"recall_p1", *low}, {"attention_s", attention_s},
-          {"plan_s", plan_s}, {"prefill_s", seen.prefill_seconds},
+  return {{"policy", seen.policy},
+          {"perplexity", seen.perplexity},
+          {"density", density / layers},
+          {"active", active / layers},
+          {"rescued", rescued / layers},
+          {"kept", kept / layers},
+          {"recall_mean", recall_mean},
+          {"recall_p1", *low},
+          {"attention_s", attention_s},
+          {"plan_s", plan_s},
+          {"prefill_s", seen.prefill_seconds},
           {"cache_bytes", seen.cache_bytes},
           {"decode_ms", 1e3 * seen.decode_seconds / std::max(1, seen.decode_steps)}};
 }
@@ -131,8 +136,10 @@ inline nlohmann::json heads_of(measurement const& seen) {
     std::size_t const rows = layer.recall.size() / count;
     for (std::size_t h = 0; h < count; ++h) {
       auto const& head = layer.summary.heads[h];
-      heads.push_back({{"active", head.active}, {"rescued", head.rescued},
-                       {"density", head.density}, {"kept", layer.summary.kv_heads[h / group].kept},
+      heads.push_back({{"active", head.active},
+                       {"rescued", head.rescued},
+                       {"density", head.density},
+                       {"kept", layer.summary.kv_heads[h / group].kept},
                        {"recall", detail::mean(layer.recall.data() + h * rows, rows)}});
     }
     layers.push_back(std::move(heads));
@@ -179,8 +186,12 @@ inline nlohmann::json picture_of(measurement const& seen, head_of_layer which) {
     int const* const kept = plan.kept_at(0, c, kv_head);
     lists.push_back(std::vector<int>(kept, kept + plan.kept_counts[plan.list(0, c, kv_head)]));
   }
-  return {{"layer", which.layer}, {"head", which.head}, {"window", seen.near.window},
-          {"sinks", seen.near.sinks}, {"chunk_rows", plan.chunk_rows}, {"rows", runs},
+  return {{"layer", which.layer},
+          {"head", which.head},
+          {"window", seen.near.window},
+          {"sinks", seen.near.sinks},
+          {"chunk_rows", plan.chunk_rows},
+          {"rows", runs},
           {"kept", lists}};
 }
 

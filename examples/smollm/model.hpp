@@ -77,8 +77,9 @@ inline model_config read_config(safetensors::file const& file) {
   }
   if (config.width % (2 * config.heads) != 0 || config.heads % config.kv_heads != 0 ||
       !(config.rope_base > 1) || !(config.norm_epsilon > 0)) {
-    file.fail("its config describes no Llama model: heads must divide width into even parts and "
-              "be a multiple of kv_heads");
+    file.fail(
+        "its config describes no Llama model: heads must divide width into even parts and "
+        "be a multiple of kv_heads");
   }
   return config;
 }

@@ -60,18 +60,18 @@ inline std::vector<float> true_recall(layer_tensors const& t, std::vector<float>
   std::vector<float> full(lse.size());
   matrix unused(shape.q_tokens, shape.q_heads * shape.dim);
   int const extents[3] = {1, shape.q_heads, shape.q_tokens};
-  or_throw(dense(t.q, t.k, t.v,
-                 omnisparse::view_tokens_first(unused.data(),
-                                               {1, shape.q_heads, shape.q_tokens, shape.dim}),
-                 omnisparse::lse_view<float>(full.data(), extents), memory));
+  or_throw(dense(
+      t.q, t.k, t.v,
+      omnisparse::view_tokens_first(unused.data(), {1, shape.q_heads, shape.q_tokens, shape.dim}),
+      omnisparse::lse_view<float>(full.data(), extents), memory));
   for (std::size_t n = 0; n < full.size(); ++n) full[n] = std::min(1.f, std::exp(lse[n] - full[n]));
   return full;
 }
 
 }  // namespace detail
 
-/// A runner of the functor `attend`, with a cache for `most_tokens` tokens a layer. `dense`: there is
-/// no plan to make, every row sees everything.
+/// A runner of the functor `attend`, with a cache for `most_tokens` tokens a layer. `dense`: there
+/// is no plan to make, every row sees everything.
 template <class Attention>
 runner make_runner(std::string name, Attention const& attend, model_config const& config,
                    int most_tokens, bool dense) {
@@ -82,8 +82,10 @@ runner make_runner(std::string name, Attention const& attend, model_config const
     workspace<> memory;
     workspace<> step;
   };
-  kv_cache_options const options{.sequences = config.layers, .kv_heads = config.kv_heads,
-                                 .dim = config.head_dim(), .max_tokens = most_tokens};
+  kv_cache_options const options{.sequences = config.layers,
+                                 .kv_heads = config.kv_heads,
+                                 .dim = config.head_dim(),
+                                 .max_tokens = most_tokens};
   auto const s = std::make_shared<state>(state{cache_type(options), {}, {}, {}});
   if (!s->cache) throw std::runtime_error("not enough memory for the cache");
   for (int l = 0; l < config.layers; ++l) {
@@ -126,7 +128,8 @@ runner make_runner(std::string name, Attention const& attend, model_config const
     } else {
       result.recall = detail::true_recall(t, lse, shape);
     }
-    or_throw(attend.slim(t.k, t.v, plan, s->cache, s->sequences[static_cast<std::size_t>(t.layer)]));
+    or_throw(
+        attend.slim(t.k, t.v, plan, s->cache, s->sequences[static_cast<std::size_t>(t.layer)]));
     return result;
   };
   r.decode = [=](layer_tensors const& t) {
@@ -146,8 +149,8 @@ runner make_runner(std::string name, Attention const& attend, model_config const
 }
 
 /// The demo's four policies by name; throws std::invalid_argument for another name.
-inline runner runner_of(std::string const& name, policy_options const& o, model_config const& config,
-                        int document_tokens, int most_tokens) {
+inline runner runner_of(std::string const& name, policy_options const& o,
+                        model_config const& config, int document_tokens, int most_tokens) {
   using namespace omnisparse;
   backend::cpu const cpu{};
   if (name == "full") {
@@ -168,8 +171,10 @@ inline runner runner_of(std::string const& name, policy_options const& o, model_
   }
   if (name == "local_first") {
     auto const local = presets::local_first(cpu, document_tokens,
-                                            {.window = o.window, .epsilon = o.epsilon,
-                                             .tokens = o.budget, .least = o.least,
+                                            {.window = o.window,
+                                             .epsilon = o.epsilon,
+                                             .tokens = o.budget,
+                                             .least = o.least,
                                              .chunk_rows = o.chunk_rows});
     if (o.recall > 0) {
       return make_runner(name, local.with(budget::flattest_head{.recall = o.recall}), config,

@@ -52,8 +52,9 @@ inline request read_request(std::string const& path, model_config const& config,
     r.question = detail::read_tokens(json.at("question"), "question", config.vocabulary);
     r.end = json.at("end").get<int>();
   } catch (nlohmann::json::exception const&) {
-    throw std::runtime_error(path + ": a request is a JSON object with token ids: \"document\", "
-                                    "\"question\", \"end\"");
+    throw std::runtime_error(path +
+                             ": a request is a JSON object with token ids: \"document\", "
+                             "\"question\", \"end\"");
   }
   if (r.document.size() < 16) throw std::runtime_error("the document needs at least 16 tokens");
   auto const all = r.document.size() + r.question.size() + static_cast<std::size_t>(new_tokens);

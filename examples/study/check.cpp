@@ -43,7 +43,8 @@ std::vector<float> noise(std::size_t n, unsigned seed) {
 }
 
 void write_input(std::string const& name) {
-  auto const q = noise(2 * 4 * 90 * 16, 1), k = noise(2 * 2 * 100 * 16, 2), v = noise(2 * 2 * 100 * 16, 3);
+  auto const q = noise(2 * 4 * 90 * 16, 1), k = noise(2 * 2 * 100 * 16, 2),
+             v = noise(2 * 2 * 100 * 16, 3);
   safetensors::writer file;
   file.add("q", {2, 4, 90, 16}, q);
   file.add("k", {2, 2, 100, 16}, k);
@@ -86,11 +87,13 @@ int main(int argc, char** argv) {
 
   for (std::string const policy : {"dense", "published", "local-first", "band"}) {
     for (std::string const mask : {"causal", "full"}) {
-      std::string const options = in("input.safetensors") + " --policy " + policy + " --mask " + mask +
-                                  " --window 8 --chunk 32 --tokens 10 --budget fixed";
-      expect(study(options + " --out " + in("a") + " --plan-out " + in("plan") + " --json " + in("json")) == 0,
+      std::string const options = in("input.safetensors") + " --policy " + policy + " --mask " +
+                                  mask + " --window 8 --chunk 32 --tokens 10 --budget fixed";
+      expect(study(options + " --out " + in("a") + " --plan-out " + in("plan") + " --json " +
+                   in("json")) == 0,
              policy + " runs");
-      expect(study(options + " --backend reference --plan-in " + in("plan") + " --out " + in("b")) == 0,
+      expect(study(options + " --backend reference --plan-in " + in("plan") + " --out " +
+                   in("b")) == 0,
              policy + " runs by the written plan");
       expect(largest_difference("a", "b") < 1e-5f, policy + ": both backends agree on one plan");
     }
@@ -100,8 +103,8 @@ int main(int argc, char** argv) {
   }
 
   std::string const good = contents("input.safetensors");
-  for (std::size_t const size : {std::size_t{0}, std::size_t{7}, std::size_t{8}, std::size_t{60}, good.size() / 2,
-                                 good.size() - 1}) {
+  for (std::size_t const size : {std::size_t{0}, std::size_t{7}, std::size_t{8}, std::size_t{60},
+                                 good.size() / 2, good.size() - 1}) {
     write_bytes("bad", good.substr(0, size));
     expect(study(in("bad")) == 2, "a file cut to " + std::to_string(size) + " bytes is refused");
   }
@@ -114,11 +117,17 @@ int main(int argc, char** argv) {
   }
   std::string const tensor = R"("dtype":"F32","shape":[1,1,2,8],"data_offsets":)";
   std::pair<std::string, std::size_t> const hostile[] = {
-      {"{", 0}, {"[]", 0}, {"{}", 0}, {R"({"q":5})", 0},
-      {R"({"q":{"dtype":"F32","shape":[4294967296,4294967296,4294967296,1],"data_offsets":[0,0]}})", 0},
+      {"{", 0},
+      {"[]", 0},
+      {"{}", 0},
+      {R"({"q":5})", 0},
+      {R"({"q":{"dtype":"F32","shape":[4294967296,4294967296,4294967296,1],"data_offsets":[0,0]}})",
+       0},
       {R"({"q":{"dtype":"F32","shape":[-1,1,2,8],"data_offsets":[0,64]}})", 64},
       {R"({"q":{"dtype":"F99","shape":[1,1,2,8],"data_offsets":[0,64]}})", 64},
-      {"{\"q\":{" + tensor + "[0,64]},\"k\":{" + tensor + "[32,96]},\"v\":{" + tensor + "[96,160]}}", 160},
+      {"{\"q\":{" + tensor + "[0,64]},\"k\":{" + tensor + "[32,96]},\"v\":{" + tensor +
+           "[96,160]}}",
+       160},
       {"{\"q\":{" + tensor + "[64,0]}}", 64},
       {"{\"q\":{" + tensor + "[0,64]},\"q\":{" + tensor + "[0,64]}}", 64},
       {std::string(100000, '['), 0}};
@@ -129,8 +138,10 @@ int main(int argc, char** argv) {
   write_bytes("bad", std::string(8, '\xff') + good);
   expect(study(in("bad")) == 2, "a header of 2^64 - 1 bytes is refused");
   expect(study(in("nothing-here")) == 2, "a missing file is refused");
-  expect(study(in("input.safetensors") + " --plan-in " + in("input.safetensors")) == 2, "no plan in the file");
-  expect(study(in("input.safetensors") + " --policy none-such") != 0, "an unknown policy is refused");
+  expect(study(in("input.safetensors") + " --plan-in " + in("input.safetensors")) == 2,
+         "no plan in the file");
+  expect(study(in("input.safetensors") + " --policy none-such") != 0,
+         "an unknown policy is refused");
   std::printf("%s\n", failures == 0 ? "study: all checks passed" : "study: checks failed");
   return failures == 0 ? 0 : 1;
 }

@@ -1,5 +1,5 @@
-// For researchers with a model of their own: q, k, v in a safetensors file; plan and attend under any
-// policy; outputs, plan and numbers out.
+// For researchers with a model of their own: q, k, v in a safetensors file; plan and attend under
+// any policy; outputs, plan and numbers out.
 #include "options.hpp"
 #include "plan_file.hpp"
 
@@ -39,7 +39,8 @@ template <class T>
 tensors<T> read_tensors(safetensors::file& file) {
   auto const& q = file.at("q", {-1, -1, -1, -1});
   auto const extent = [&](std::size_t d) {
-    if (q.extents[d] > std::numeric_limits<int>::max()) file.fail("an extent of q is above 2^31 - 1");
+    if (q.extents[d] > std::numeric_limits<int>::max())
+      file.fail("an extent of q is above 2^31 - 1");
     return q.extents[d];
   };
   auto const& k = file.at("k", {extent(0), -1, -1, extent(3)});
@@ -88,7 +89,8 @@ void measure(Attention const& attend, study::options const& o, tensors<T> const&
   std::printf("plan %.3f ms, attend %.3f ms, visible %.2f %% of the mask's pairs\n",
               1e3 * (planned - planning), 1e3 * (done - planned),
               sum.mask_pairs > 0 ? 100.0 * static_cast<double>(sum.visible_pairs) /
-                                       static_cast<double>(sum.mask_pairs) : 0.0);
+                                       static_cast<double>(sum.mask_pairs)
+                                 : 0.0);
   if (!o.plan_out.empty()) study::write_plan(plan, o.plan_out);
   if (!o.out.empty()) {
     std::vector<float> const wide(out.begin(), out.end());
@@ -103,14 +105,26 @@ void measure(Attention const& attend, study::options const& o, tensors<T> const&
     heads.push_back({{"active", h.active}, {"rescued", h.rescued}, {"density", h.density}});
   }
   for (auto const& h : sum.kv_heads) kv_heads.push_back({{"kept", h.kept}, {"recall", h.recall}});
-  json const report = {
-      {"policy", o.policy}, {"backend", o.backend},
-      {"shape", {{"batch", s.batch}, {"q_heads", s.q_heads}, {"kv_heads", s.kv_heads},
-                 {"q_tokens", s.q_tokens}, {"kv_tokens", s.kv_tokens}, {"dim", s.dim}}},
-      {"active", sum.active}, {"rescued", sum.rescued}, {"density", sum.density},
-      {"kept", sum.kept}, {"recall", sum.recall}, {"visible_pairs", sum.visible_pairs},
-      {"mask_pairs", sum.mask_pairs}, {"plan_seconds", planned - planning},
-      {"attend_seconds", done - planned}, {"heads", heads}, {"kv_heads", kv_heads}};
+  json const report = {{"policy", o.policy},
+                       {"backend", o.backend},
+                       {"shape",
+                        {{"batch", s.batch},
+                         {"q_heads", s.q_heads},
+                         {"kv_heads", s.kv_heads},
+                         {"q_tokens", s.q_tokens},
+                         {"kv_tokens", s.kv_tokens},
+                         {"dim", s.dim}}},
+                       {"active", sum.active},
+                       {"rescued", sum.rescued},
+                       {"density", sum.density},
+                       {"kept", sum.kept},
+                       {"recall", sum.recall},
+                       {"visible_pairs", sum.visible_pairs},
+                       {"mask_pairs", sum.mask_pairs},
+                       {"plan_seconds", planned - planning},
+                       {"attend_seconds", done - planned},
+                       {"heads", heads},
+                       {"kv_heads", kv_heads}};
   std::ofstream file(o.json);
   file << report.dump(1) << '\n';
   if (!file.flush()) throw std::runtime_error(o.json + ": the file could not be written");
@@ -126,8 +140,10 @@ void with_options(Attention attend, study::options const& o, tensors<T> const& t
   if (o.chunk >= 0) a = a.with(chunk{o.chunk});
   if (o.policy == "dense") return measure(a.with(budget::dense{}), o, t, true);
   if (o.policy == "band") return measure(a.with(budget::fixed{.count = 0}), o, t, false);
-  if (o.budget == "guaranteed") return measure(a.with(budget::guaranteed{.recall = o.recall}), o, t, false);
-  if (o.budget == "per-head") return measure(a.with(budget::per_head{.recall = o.recall}), o, t, false);
+  if (o.budget == "guaranteed")
+    return measure(a.with(budget::guaranteed{.recall = o.recall}), o, t, false);
+  if (o.budget == "per-head")
+    return measure(a.with(budget::per_head{.recall = o.recall}), o, t, false);
   if (o.budget == "fixed") return measure(a.with(budget::fixed{.count = o.tokens}), o, t, false);
   if (o.budget == "ratio") return measure(a.with(budget::ratio{.share = o.share}), o, t, false);
   if (o.budget == "dense") return measure(a.with(budget::dense{}), o, t, false);
@@ -144,13 +160,15 @@ void with_backend(Backend backend, study::options const& o, safetensors::file& f
     return with_options(presets::published(backend, {.tau = o.tau}), o, t);
   }
   if (o.policy == "local-first") {
-    return with_options(presets::local_first(backend, t.shape.kv_tokens,
-                                             {.epsilon = o.epsilon, .least = o.least}), o, t);
+    return with_options(
+        presets::local_first(backend, t.shape.kv_tokens, {.epsilon = o.epsilon, .least = o.least}),
+        o, t);
   }
   int const window = clamped(t.shape.kv_tokens / 64, 256, 1024);
   if (o.policy == "band") {
-    return with_options(attention{backend}.with(near_field{.window = window, .sinks = 4})
-                            .with(selector::none{}), o, t);
+    return with_options(
+        attention{backend}.with(near_field{.window = window, .sinks = 4}).with(selector::none{}), o,
+        t);
   }
   with_options(attention{backend}, o, t);
 }

@@ -14,7 +14,8 @@
 namespace study {
 
 /// Writes a plan. Metadata names the rows per list.
-inline void write_plan(omnisparse::plan_view<omnisparse::host> const& plan, std::string const& path) {
+inline void write_plan(omnisparse::plan_view<omnisparse::host> const& plan,
+                       std::string const& path) {
   auto const& s = plan.shape;
   auto const keys = static_cast<std::size_t>(s.kv_tokens);
   std::vector<std::uint8_t> rows(static_cast<std::size_t>(plan.row_count()));
@@ -33,8 +34,8 @@ inline void write_plan(omnisparse::plan_view<omnisparse::host> const& plan, std:
   file.save(path);
 }
 
-/// Reads a plan for a call of `shape`. The rows per list come from the metadata; without it, from the
-/// number of lists when only one size fits them.
+/// Reads a plan for a call of `shape`. The rows per list come from the metadata; without it, from
+/// the number of lists when only one size fits them.
 inline omnisparse::attention_plan<omnisparse::host> read_plan(
     std::string const& path, omnisparse::attention_shape const& shape) {
   safetensors::file file(path);
@@ -53,7 +54,8 @@ inline omnisparse::attention_plan<omnisparse::host> read_plan(
   }
   if (chunk_rows < 1 || omnisparse::ceil_div(shape.q_tokens, chunk_rows) != lists) {
     file.fail("its " + std::to_string(lists) + " lists a head do not fit " +
-              std::to_string(shape.q_tokens) + " rows: write the rows per list as the metadata "
+              std::to_string(shape.q_tokens) +
+              " rows: write the rows per list as the metadata "
               "'chunk_rows'");
   }
   omnisparse::attention_plan<omnisparse::host> plan(shape, omnisparse::chunk{chunk_rows});

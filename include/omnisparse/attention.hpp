@@ -34,11 +34,11 @@
 namespace omnisparse {
 
 /// Attention composed of policies on `Backend`. `attention{backend::cpu{}}` alone is dense causal
-/// attention; each `.with(...)` returns a new functor with one thing exchanged. A functor is a small
-/// value without state: copy it, share it between threads, one workspace for each.
+/// attention; each `.with(...)` returns a new functor with one thing exchanged. A functor is a
+/// small value without state: copy it, share it between threads, one workspace for each.
 ///
-/// A call never allocates and refuses bad input by a `status` before it writes anything. The stages:
-/// `plan` decides, `run` attends by any valid plan, `operator()` does both.
+/// A call never allocates and refuses bad input by a `status` before it writes anything. The
+/// stages: `plan` decides, `run` attends by any valid plan, `operator()` does both.
 template <class Backend, class Selector = selector::all, class Rescue = rescue::none,
           class Scorer = scorer::column_mass, class Budget = budget::dense,
           class Storer = slim::none, class Fetcher = slim::none>
@@ -74,12 +74,11 @@ class attention {
       auto const b = seat(std::bool_constant<detail::names_tokens<P>>{}, policies_.budget);
       auto const t = seat(std::bool_constant<detail::names_stores<P>>{}, policies_.storer);
       auto const f = seat(std::bool_constant<detail::names_fetches<P>>{}, policies_.fetcher);
-      using changed = attention<Backend, std::remove_const_t<decltype(s)>,
-                                std::remove_const_t<decltype(r)>, std::remove_const_t<decltype(c)>,
-                                std::remove_const_t<decltype(b)>, std::remove_const_t<decltype(t)>,
-                                std::remove_const_t<decltype(f)>>;
-      return changed{backend_,
-                     {s, r, c, b, t, f, policies_.near, policies_.limit, policies_.rows}};
+      using changed =
+          attention<Backend, std::remove_const_t<decltype(s)>, std::remove_const_t<decltype(r)>,
+                    std::remove_const_t<decltype(c)>, std::remove_const_t<decltype(b)>,
+                    std::remove_const_t<decltype(t)>, std::remove_const_t<decltype(f)>>;
+      return changed{backend_, {s, r, c, b, t, f, policies_.near, policies_.limit, policies_.rows}};
     }
   }
   /// The same attention with another near field.
@@ -151,8 +150,8 @@ class attention {
               std::type_identity_t<plan_view<S>> const& plan, workspace_view<space> ws,
               inputs<space> const& in = {}, stream on = {}) const noexcept {
     using T = std::remove_const_t<Q>;
-    auto const call = make_call(q, k, tensor_view<T const, S>{}, tensor_view<T, S>{},
-                                lse_view<T, S>{}, in);
+    auto const call =
+        make_call(q, k, tensor_view<T const, S>{}, tensor_view<T, S>{}, lse_view<T, S>{}, in);
     if (status const bad = check(call, planning); !bad.ok()) return bad;
     status const bad = detail::check_plan_target(plan, call.shape, policies_.rows, in);
     if (!bad.ok()) return bad;
@@ -173,12 +172,13 @@ class attention {
   template <class Q, class K, class V, class O, class S>
   status run(tensor_view<Q, S> const& q, tensor_view<K, S> const& k, tensor_view<V, S> const& v,
              std::type_identity_t<plan_view<S>> const& plan, tensor_view<O, S> const& out,
-             workspace_view<space> ws, inputs<space> const& in = {}, stream on = {}) const noexcept {
+             workspace_view<space> ws, inputs<space> const& in = {},
+             stream on = {}) const noexcept {
     return run(q, k, v, plan, out, lse_view<O, S>{}, ws, in, on);
   }
 
-  /// Builds a cache's sequence from a plan: appends k and v [B, Hkv, Nkv, D] of batch index `b`, but
-  /// only what the storing policy lets stay. The full cache never exists.
+  /// Builds a cache's sequence from a plan: appends k and v [B, Hkv, Nkv, D] of batch index `b`,
+  /// but only what the storing policy lets stay. The full cache never exists.
   template <class K, class T>
   status slim(tensor_view<K, space> const& k, tensor_view<K, space> const& v,
               std::type_identity_t<plan_view<space>> const& plan, kv_cache<Backend, T>& cache,
@@ -187,7 +187,8 @@ class attention {
     attention_shape const& s = plan.shape;
     if (!detail::has_extents(k, s.batch, s.kv_heads, s.kv_tokens, s.dim) ||
         !detail::has_extents(v, s.batch, s.kv_heads, s.kv_tokens, s.dim)) {
-      return detail::shape_refusal("omnisparse: k and v must be [B, Hkv, Nkv, D] of the plan's shape");
+      return detail::shape_refusal(
+          "omnisparse: k and v must be [B, Hkv, Nkv, D] of the plan's shape");
     }
     detail::storing const keeps(policies_.storer, policies_.near, policies_.limit, plan, in, b);
     auto const of = [&](tensor_view<K, space> const& x) {
@@ -203,7 +204,8 @@ class attention {
               int sequence, inputs<space> const& in = {}, int b = 0) const noexcept {
     if (status const bad = detail::check_slim(plan, b, cache); !bad.ok()) return bad;
     detail::storing const keeps(policies_.storer, policies_.near, policies_.limit, plan, in, b);
-    return cache.keep_if(sequence, [&](int g, int j) { return j >= keeps.tokens() || keeps(g, j); });
+    return cache.keep_if(sequence,
+                         [&](int g, int j) { return j >= keeps.tokens() || keeps(g, j); });
   }
 
   /// Bytes of workspace that `decode` needs for `batch` rows of `q_heads` heads on this cache.
@@ -231,9 +233,10 @@ class attention {
         (!sequences.is_null() && sequences.extent(0) != rows) ||
         (!lse.is_null() &&
          (lse.extent(0) != rows || lse.extent(1) != heads || lse.extent(2) != 1))) {
-      return detail::shape_refusal("omnisparse: decode takes q and out [B, Hq, 1, D] with Hq a multiple "
-                                   "of the cache's KV heads and its D, lse [B, Hq, 1] and sequences "
-                                   "[B]");
+      return detail::shape_refusal(
+          "omnisparse: decode takes q and out [B, Hq, 1, D] with Hq a multiple "
+          "of the cache's KV heads and its D, lse [B, Hq, 1] and sequences "
+          "[B]");
     }
     if (!detail::is_readable(q) || !detail::is_readable(out)) {
       return {status_code::invalid_view,

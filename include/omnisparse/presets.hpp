@@ -8,9 +8,9 @@ namespace omnisparse::presets {
 
 /// Options of `published`; every one is unpublished, the defaults ours.
 struct published_options {
-  float tau = 0.5f;         ///< of the sink contrast
-  float recall = 0.95f;     ///< of the flattest head
-  near_field near = {};     ///< empty: a lazy row outputs 0
+  float tau = 0.5f;      ///< of the sink contrast
+  float recall = 0.95f;  ///< of the flattest head
+  near_field near = {};  ///< empty: a lazy row outputs 0
 };
 
 /// After the published figure (arXiv 2511.12201): sink contrast for rows, one list for the call,
@@ -26,7 +26,8 @@ constexpr auto published(Backend backend, published_options const& o = {}) noexc
       .with(slim::head_fetch{.threshold = o.tau});
 }
 
-/// Options of `local_first`. The defaults were tuned on one small model and one text: see the README.
+/// Options of `local_first`. The defaults were tuned on one small model and one text: see the
+/// README.
 struct local_first_options {
   int window = 0;         ///< tokens; 0: a 32nd of the context, in [128, 1024]
   int sinks = 4;          ///< tokens

@@ -10,14 +10,18 @@ using namespace omnisparse;
 
 namespace {
 
-void holds(char const* broken) { CHECK_MESSAGE(broken == nullptr, std::string(broken == nullptr ? "" : broken)); }
+void holds(char const* broken) {
+  CHECK_MESSAGE(broken == nullptr, std::string(broken == nullptr ? "" : broken));
+}
 
 template <class T, class Attention>
 void check_composition(Attention const& attend) {
-  for (attention_shape const s : {attention_shape{1, 4, 2, 70, 90, 16}, attention_shape{2, 3, 1, 40, 40, 8}}) {
+  for (attention_shape const s :
+       {attention_shape{1, 4, 2, 70, 90, 16}, attention_shape{2, 3, 1, 40, 40, 8}}) {
     auto const t = testing::random_tensors<T>(s, 3, 1.5f);
     std::vector<segment> kinds(static_cast<std::size_t>(s.batch * s.kv_tokens));
-    for (std::size_t n = 0; n < kinds.size(); ++n) kinds[n] = n % 5 == 0 ? segment::text : segment::visual;
+    for (std::size_t n = 0; n < kinds.size(); ++n)
+      kinds[n] = n % 5 == 0 ? segment::text : segment::visual;
     std::vector<int> const lengths(static_cast<std::size_t>(s.batch), 37);
     inputs<> in;
     in.segments = tensor_view<segment const, host, 2>(kinds.data(), {s.batch, s.kv_tokens});
@@ -38,13 +42,19 @@ void check_backend() {
   auto const base = attention{Backend{}}.with(budget::fixed{.count = 7});
   check_composition<T>(base.with(selector::all{}));
   check_composition<T>(base.with(selector::none{}));
-  check_composition<T>(base.with(selector::sink_contrast{.range = pool_range::past, .keep_lazy = 5}));
-  check_composition<T>(base.with(selector::far_mass{.epsilon = 0.4f}).with(rescue::coverage{.least = 0.8f}));
-  check_composition<T>(base.with(testing::mostly_far{}).with(testing::every_tenth{}).with(testing::half_reach{}));
-  check_composition<T>(base.with(testing::leans_to_context{}).with(testing::greedy{}).with(testing::oldest_first{}));
-  check_composition<T>(base.with(testing::odd_positions{}).with(testing::peak_share{}).with(budget::guaranteed{}));
+  check_composition<T>(
+      base.with(selector::sink_contrast{.range = pool_range::past, .keep_lazy = 5}));
+  check_composition<T>(
+      base.with(selector::far_mass{.epsilon = 0.4f}).with(rescue::coverage{.least = 0.8f}));
+  check_composition<T>(
+      base.with(testing::mostly_far{}).with(testing::every_tenth{}).with(testing::half_reach{}));
+  check_composition<T>(
+      base.with(testing::leans_to_context{}).with(testing::greedy{}).with(testing::oldest_first{}));
+  check_composition<T>(
+      base.with(testing::odd_positions{}).with(testing::peak_share{}).with(budget::guaranteed{}));
   check_composition<T>(base.with(budget::flattest_head{.flatness = flatness_by::top_share}));
-  check_composition<T>(base.with(budget::per_head{.recall = 0.7f}).with(scorer::column_mass{.normalise = true}));
+  check_composition<T>(
+      base.with(budget::per_head{.recall = 0.7f}).with(scorer::column_mass{.normalise = true}));
   check_composition<T>(presets::local_first(Backend{}, 90));
   check_composition<T>(presets::published(Backend{}));
 }
@@ -59,7 +69,8 @@ TEST_CASE("in other dtypes too") {
   check_backend<backend::cpu, bfloat16>();
 }
 
-TEST_CASE_TEMPLATE("more recall never keeps fewer tokens", Backend, backend::cpu, backend::reference) {
+TEST_CASE_TEMPLATE("more recall never keeps fewer tokens", Backend, backend::cpu,
+                   backend::reference) {
   auto const t = testing::random_tensors<float>({1, 6, 3, 80, 80, 16}, 9, 1.5f);
   auto const a = attention{Backend{}}.with(chunk{30}).with(near_field{.window = 4, .sinks = 1});
   holds(testing::more_recall_keeps_more<budget::guaranteed>(a, t));

@@ -1,4 +1,5 @@
-// expect: omnisparse: these views point into another memory space than the backend reads: copy the data there and make tensor_view<T, device> or tensor_view<T, host>
+// expect: omnisparse: these views point into another memory space than the backend reads: copy the
+// data there and make tensor_view<T, device> or tensor_view<T, host>
 #include <omnisparse/attention.hpp>
 
 using namespace omnisparse;

@@ -1,4 +1,5 @@
-// expect: omnisparse: a policy is copied into kernels: keep it trivially copyable, numbers and no containers
+// expect: omnisparse: a policy is copied into kernels: keep it trivially copyable, numbers and no
+// containers
 #include <omnisparse/attention.hpp>
 
 #include <vector>

@@ -1,4 +1,5 @@
-// expect: omnisparse: a scorer answers 'bool probes(int row, int rows) const noexcept' and 'float score(observes, token) const noexcept'
+// expect: omnisparse: a scorer answers 'bool probes(int row, int rows) const noexcept' and 'float
+// score(observes, token) const noexcept'
 #include <omnisparse/attention.hpp>
 
 #include <vector>

@@ -9,7 +9,9 @@ struct mine {
 #ifndef OMNISPARSE_KO
       noexcept
 #endif
-  { return true; }
+  {
+    return true;
+  }
 };
 
 auto const attend = omnisparse::attention{omnisparse::backend::cpu{}}.with(mine{});

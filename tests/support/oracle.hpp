@@ -23,8 +23,8 @@ inline matrix mask_of(omnisparse::plan_view<omnisparse::host> const& plan, int w
     auto const kind = plan.rows_at(b, h)[i];
     for (int j = 0; j < keys; ++j) {
       if (causal && j > position) continue;
-      bool seen = j < sinks || std::abs(position - j) < window ||
-                  kind == omnisparse::row_class::rescued;
+      bool seen =
+          j < sinks || std::abs(position - j) < window || kind == omnisparse::row_class::rescued;
       if (!seen && kind == omnisparse::row_class::active) {
         int const c = i / plan.chunk_rows;
         for (int n = 0; n < plan.kept_counts[plan.list(b, c, g)]; ++n) {

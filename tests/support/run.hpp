@@ -17,20 +17,23 @@ namespace testing_support {
 
 using namespace omnisparse;
 
-inline std::string describe(attention_shape const& s, near_field const& near, mask limit, int chunk_rows,
-                            std::uint64_t seed) {
-  return "B " + std::to_string(s.batch) + " H " + std::to_string(s.q_heads) + "/" + std::to_string(s.kv_heads) +
-         " N " + std::to_string(s.q_tokens) + "/" + std::to_string(s.kv_tokens) + " D " + std::to_string(s.dim) +
-         " window " + std::to_string(near.window) + " sinks " + std::to_string(near.sinks) +
-         (limit == mask::full ? " full" : " causal") + " chunk " + std::to_string(chunk_rows) + " seed " +
-         std::to_string(seed);
+inline std::string describe(attention_shape const& s, near_field const& near, mask limit,
+                            int chunk_rows, std::uint64_t seed) {
+  return "B " + std::to_string(s.batch) + " H " + std::to_string(s.q_heads) + "/" +
+         std::to_string(s.kv_heads) + " N " + std::to_string(s.q_tokens) + "/" +
+         std::to_string(s.kv_tokens) + " D " + std::to_string(s.dim) + " window " +
+         std::to_string(near.window) + " sinks " + std::to_string(near.sinks) +
+         (limit == mask::full ? " full" : " causal") + " chunk " + std::to_string(chunk_rows) +
+         " seed " + std::to_string(seed);
 }
 
-/// Runs `plan` on the fast path with poisoned workspace and outputs, in memory of the given order with
-/// padding, and compares with the reference and with the mask oracle. `slack` widens the largest error.
+/// Runs `plan` on the fast path with poisoned workspace and outputs, in memory of the given order
+/// with padding, and compares with the reference and with the mask oracle. `slack` widens the
+/// largest error.
 template <class T>
-void check_run(testing::tensors<T> const& t, plan_view<host> const& plan, near_field const& near, mask limit,
-               inputs<host> const& in, bool tokens_first, std::string const& what, double slack = 1) {
+void check_run(testing::tensors<T> const& t, plan_view<host> const& plan, near_field const& near,
+               mask limit, inputs<host> const& in, bool tokens_first, std::string const& what,
+               double slack = 1) {
   attention_shape const& s = t.shape;
   auto const fast = attention{backend::cpu{}}.with(near).with(limit);
   auto const slow = attention{backend::reference{}}.with(near).with(limit);
@@ -39,10 +42,13 @@ void check_run(testing::tensors<T> const& t, plan_view<host> const& plan, near_f
   int const row = s.dim + 4;
   auto const copy = [&](tensor_view<T const> const& x, std::vector<T>& memory) {
     std::int64_t const heads = x.extent(1), tokens = x.extent(2);
-    memory.assign(static_cast<std::size_t>(s.batch * heads * tokens * row), static_cast<T>(__builtin_nanf("")));
-    tensor_view<T> const y = tokens_first
-        ? tensor_view<T>(memory.data(), {s.batch, x.extent(1), x.extent(2), s.dim}, {tokens * heads * row, row, heads * row, 1})
-        : tensor_view<T>(memory.data(), {s.batch, x.extent(1), x.extent(2), s.dim}, {tokens * heads * row, tokens * row, row, 1});
+    memory.assign(static_cast<std::size_t>(s.batch * heads * tokens * row),
+                  static_cast<T>(__builtin_nanf("")));
+    tensor_view<T> const y =
+        tokens_first ? tensor_view<T>(memory.data(), {s.batch, x.extent(1), x.extent(2), s.dim},
+                                      {tokens * heads * row, row, heads * row, 1})
+                     : tensor_view<T>(memory.data(), {s.batch, x.extent(1), x.extent(2), s.dim},
+                                      {tokens * heads * row, tokens * row, row, 1});
     for (int b = 0; b < s.batch; ++b) {
       for (int h = 0; h < heads; ++h) {
         for (int i = 0; i < tokens; ++i) {
@@ -60,7 +66,8 @@ void check_run(testing::tensors<T> const& t, plan_view<host> const& plan, near_f
   testing::result<T> r(s), oracle(s);
   std::size_t const bytes = fast.template workspace_bytes<T>(s);
   std::vector<unsigned char> memory(bytes + 64, 0xff);
-  REQUIRE_MESSAGE(fast.run(q, k, v, plan, out, r.lses, workspace_view<>{memory.data(), bytes}, in).ok(), what);
+  REQUIRE_MESSAGE(
+      fast.run(q, k, v, plan, out, r.lses, workspace_view<>{memory.data(), bytes}, in).ok(), what);
   for (std::size_t n = bytes; n < memory.size(); ++n) REQUIRE_MESSAGE(memory[n] == 0xff, what);
   std::size_t at = 0;
   for (int b = 0; b < s.batch; ++b) {
@@ -75,13 +82,17 @@ void check_run(testing::tensors<T> const& t, plan_view<host> const& plan, near_f
   }
   // Between the rows nothing was written.
   REQUIRE_MESSAGE(std::memcmp(om.data(), pattern.data(), om.size() * sizeof(T)) == 0, what);
-  REQUIRE(slow.run(t.q_view(), t.k_view(), t.v_view(), plan, oracle.out_view, oracle.lses, workspace<>{}, in).ok());
+  REQUIRE(slow.run(t.q_view(), t.k_view(), t.v_view(), plan, oracle.out_view, oracle.lses,
+                   workspace<>{}, in)
+              .ok());
   auto d = testing::compare(r.out, oracle.out);
   d.largest /= slack;
-  CHECK_MESSAGE(testing::within_rule<T>(d), what << ": largest " << d.largest << " cosine " << d.cosine);
+  CHECK_MESSAGE(testing::within_rule<T>(d),
+                what << ": largest " << d.largest << " cosine " << d.cosine);
   for (std::size_t n = 0; n < r.lse.size(); ++n) {
     double const x = static_cast<double>(r.lse[n]), y = static_cast<double>(oracle.lse[n]);
-    REQUIRE_MESSAGE((x == y || std::abs(x - y) <= 1e-5 * (1 + std::abs(y))), what << ": lse " << x << " for " << y);
+    REQUIRE_MESSAGE((x == y || std::abs(x - y) <= 1e-5 * (1 + std::abs(y))),
+                    what << ": lse " << x << " for " << y);
   }
   if (s.q_tokens * s.kv_tokens > 40000) return;
   std::vector<double> independent;
@@ -90,8 +101,8 @@ void check_run(testing::tensors<T> const& t, plan_view<host> const& plan, near_f
     for (int h = 0; h < s.q_heads; ++h) {
       oracle::matrix o;
       Eigen::VectorXd lse;
-      auto const m = oracle::mask_of(plan, near.window, near.sinks, limit == mask::causal, b, h, extent.q_tokens,
-                                     extent.kv_tokens);
+      auto const m = oracle::mask_of(plan, near.window, near.sinks, limit == mask::causal, b, h,
+                                     extent.q_tokens, extent.kv_tokens);
       oracle::attend<T>(t.q_view(), t.k_view(), t.v_view(), b, h, h / s.group(), m, o, lse);
       for (Eigen::Index i = 0; i < o.rows(); ++i) {
         for (Eigen::Index j = 0; j < o.cols(); ++j) independent.push_back(o(i, j));

@@ -20,9 +20,10 @@ struct engine<backend::cpu> {
   static constexpr status can_run(backend::cpu, Policies const&,
                                   attention_shape const& shape) noexcept {
     if (shape.dim % 8 != 0) {
-      return {status_code::unsupported,
-              "omnisparse: the CPU backend takes a head dimension D that is a multiple of 8: pad q, "
-              "k and v with zeros"};
+      return {
+          status_code::unsupported,
+          "omnisparse: the CPU backend takes a head dimension D that is a multiple of 8: pad q, "
+          "k and v with zeros"};
     }
     return {};
   }
@@ -52,8 +53,8 @@ struct engine<backend::cpu> {
                     plan_view<host> const& plan, workspace_view<host> ws, in_order) noexcept {
     if (status const bad = check_plan(plan, call.shape); !bad.ok()) return bad;
     detail::arena arena(ws.data, ws.bytes);
-    auto m = cpu::attend_memory<accumulator_t<T>>::take(arena, call.shape,
-                                                        cpu::thread_count(b.threads));
+    auto m =
+        cpu::attend_memory<accumulator_t<T>>::take(arena, call.shape, cpu::thread_count(b.threads));
     if (!fits(ws, arena)) return detail::workspace_refusal();
     cpu::pack_call(call, m.threads, m.kv);
     cpu::clear_missing_rows(call);
@@ -94,8 +95,8 @@ struct engine<backend::cpu> {
   }
 
   template <class T>
-  static std::size_t decode_workspace_bytes(backend::cpu b, kv_cache_ref<host, T> const& cache, int batch,
-                                            int q_heads) noexcept {
+  static std::size_t decode_workspace_bytes(backend::cpu b, kv_cache_ref<host, T> const& cache,
+                                            int batch, int q_heads) noexcept {
     detail::arena count;
     take_decode(count, cache, batch, q_heads, cpu::thread_count(b.threads));
     return count.needed();

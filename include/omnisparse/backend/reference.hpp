@@ -52,13 +52,15 @@ struct engine<backend::reference> {
   }
 
   template <class T>
-  static std::size_t decode_workspace_bytes(backend_type, kv_cache_ref<host, T> const&, int, int) noexcept {
+  static std::size_t decode_workspace_bytes(backend_type, kv_cache_ref<host, T> const&, int,
+                                            int) noexcept {
     return 0;
   }
 
   template <class T, class Policies>
   static status decode(backend_type, Policies const& p, decode_call<T, host> const& call,
-                       kv_cache_ref<host, T> const& cache, workspace_view<host>, in_order) noexcept {
+                       kv_cache_ref<host, T> const& cache, workspace_view<host>,
+                       in_order) noexcept {
     if (status const bad = check_decode(call, cache); !bad.ok()) return bad;
     cpu::reference_decode(call, cache, p);
     return {};

@@ -12,9 +12,7 @@ struct per_head {
   using observes = observation::own_reach;
   float recall = 0.95f;  ///< share of the mass in [0, 1]
 
-  OMNISPARSE_HD constexpr int tokens(observes seen, kv_extent) const noexcept {
-    return seen.reach;
-  }
+  OMNISPARSE_HD constexpr int tokens(observes seen, kv_extent) const noexcept { return seen.reach; }
 };
 
 }  // namespace omnisparse::budget

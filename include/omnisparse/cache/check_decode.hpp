@@ -9,8 +9,7 @@ namespace omnisparse {
 
 /// Refuses a step whose rows name a sequence that the cache does not have in use. Host caches.
 template <class T>
-status check_decode(decode_call<T, host> const& call,
-                    kv_cache_ref<host, T> const& cache) noexcept {
+status check_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache) noexcept {
   for (int b = 0; b < call.q.extent(0); ++b) {
     if (!cache.in_use(call.sequence(b))) {
       return {status_code::unknown_sequence,

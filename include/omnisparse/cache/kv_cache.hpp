@@ -22,7 +22,7 @@ struct kv_cache_options {
   int max_tokens = 8192;  ///< most tokens that one sequence may store
   int pages = 0;          ///< in the pool; 0: enough for every sequence in full
   int page_tokens = 64;
-  int sink_keys = 1;      ///< first keys that the decode classifier's sink pools
+  int sink_keys = 1;  ///< first keys that the decode classifier's sink pools
 };
 
 /// Owns a paged cache. Allocates in the constructor, once; `bool` is false if the options make no
@@ -138,9 +138,10 @@ class kv_cache {
         int const before = ref_.stored[ref_.lane(sequence, g, s)];
         int const after = pages_for(before + adds[s == segment::visual ? 1 : 0]);
         if (after > ref_.lane_pages) {
-          return {status_code::out_of_pages,
-                  "omnisparse: the sequence would store more than max_tokens of the cache: slim it, "
-                  "or make the cache with a larger max_tokens"};
+          return {
+              status_code::out_of_pages,
+              "omnisparse: the sequence would store more than max_tokens of the cache: slim it, "
+              "or make the cache with a larger max_tokens"};
         }
         needed += after - pages_for(before);
       }

@@ -10,22 +10,23 @@
 
 namespace omnisparse {
 
-/// A cache by reference; copies freely. Stored tokens lie in lanes, one for each (sequence, KV head,
-/// segment), ascending by position. Position p of token n of a lane: page table[n / page_tokens],
-/// slot n % page_tokens. A page's keys, values and positions are contiguous.
+/// A cache by reference; copies freely. Stored tokens lie in lanes, one for each (sequence, KV
+/// head, segment), ascending by position. Position p of token n of a lane: page table[n /
+/// page_tokens], slot n % page_tokens. A page's keys, values and positions are contiguous.
 template <class Space, class T>
 struct kv_cache_ref {
-  T* keys = nullptr;            ///< [pages, page_tokens, dim]
-  T* values = nullptr;          ///< [pages, page_tokens, dim]
-  int* positions = nullptr;     ///< [pages, page_tokens]
-  int* tables = nullptr;        ///< [lanes, lane_pages], page numbers
-  int* stored = nullptr;        ///< [lanes], tokens
-  int* appended = nullptr;      ///< [sequences], tokens ever appended; -1: not in use
-  double* key_sums = nullptr;   ///< [sequences, kv_heads, 2, dim], over every key ever appended: of
-                                ///< the first sink_keys, of the others
+  T* keys = nullptr;           ///< [pages, page_tokens, dim]
+  T* values = nullptr;         ///< [pages, page_tokens, dim]
+  int* positions = nullptr;    ///< [pages, page_tokens]
+  int* tables = nullptr;       ///< [lanes, lane_pages], page numbers
+  int* stored = nullptr;       ///< [lanes], tokens
+  int* appended = nullptr;     ///< [sequences], tokens ever appended; -1: not in use
+  double* key_sums = nullptr;  ///< [sequences, kv_heads, 2, dim], over every key ever appended: of
+                               ///< the first sink_keys, of the others
   int sequences = 0, kv_heads = 1, dim = 0, page_tokens = 64, lane_pages = 0, sink_keys = 1;
 
-  OMNISPARSE_HD constexpr std::int64_t lane(int sequence, int kv_head, segment kind) const noexcept {
+  OMNISPARSE_HD constexpr std::int64_t lane(int sequence, int kv_head,
+                                            segment kind) const noexcept {
     return (std::int64_t{sequence} * kv_heads + kv_head) * 2 + (kind == segment::visual ? 1 : 0);
   }
   OMNISPARSE_HD constexpr int page(std::int64_t lane, int index) const noexcept {

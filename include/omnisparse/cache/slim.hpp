@@ -18,7 +18,12 @@ class storing {
  public:
   storing(Storer const& storer, near_field const& near, mask limit, plan_view<host> const& plan,
           inputs<host> const& in, int b) noexcept
-      : storer_(storer), near_(near), limit_(limit), plan_(plan), in_(in), b_(b),
+      : storer_(storer),
+        near_(near),
+        limit_(limit),
+        plan_(plan),
+        in_(in),
+        b_(b),
         extent_(extent_of(plan.shape, in, b)) {}
 
   int tokens() const noexcept { return extent_.kv_tokens; }

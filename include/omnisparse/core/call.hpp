@@ -1,5 +1,6 @@
 /// @file
-/// One attention call as a value, the policies as a value, and the checks that every backend shares.
+/// One attention call as a value, the policies as a value, and the checks that every backend
+/// shares.
 #pragma once
 
 #include <omnisparse/core/dtype.hpp>
@@ -21,11 +22,11 @@ struct policy_set {
   Fetcher fetcher = {};  ///< which heads read the stored tokens
   near_field near = {};
   mask limit = mask::causal;
-  chunk rows = {};       ///< rows per list
+  chunk rows = {};  ///< rows per list
 };
 
-/// Where the log-sum-exp of each row goes: [batch, q_heads, q_tokens], nats, in the accumulator type
-/// of T. A null view means that it is not wanted.
+/// Where the log-sum-exp of each row goes: [batch, q_heads, q_tokens], nats, in the accumulator
+/// type of T. A null view means that it is not wanted.
 template <class T, class Space = host>
 using lse_view = tensor_view<accumulator_t<T>, Space, 3>;
 
@@ -34,11 +35,11 @@ template <class T, class Space>
 struct attention_call {
   using element_type = T;
   attention_shape shape = {};
-  tensor_view<T const, Space> q = {};                     ///< [batch, q_heads, q_tokens, dim]
-  tensor_view<T const, Space> k = {};                     ///< [batch, kv_heads, kv_tokens, dim]
-  tensor_view<T const, Space> v = {};                     ///< [batch, kv_heads, kv_tokens, dim]
-  tensor_view<T, Space> out = {};                         ///< as q
-  lse_view<T, Space> lse = {};                            ///< [batch, q_heads, q_tokens], nats
+  tensor_view<T const, Space> q = {};  ///< [batch, q_heads, q_tokens, dim]
+  tensor_view<T const, Space> k = {};  ///< [batch, kv_heads, kv_tokens, dim]
+  tensor_view<T const, Space> v = {};  ///< [batch, kv_heads, kv_tokens, dim]
+  tensor_view<T, Space> out = {};      ///< as q
+  lse_view<T, Space> lse = {};         ///< [batch, q_heads, q_tokens], nats
   inputs<Space> in = {};
 };
 
@@ -54,8 +55,9 @@ constexpr status check_shape(attention_shape const& s) noexcept {
     return shape_refusal("omnisparse: an extent of the shape is negative: give counts >= 0");
   }
   if (s.kv_heads == 0 || s.q_heads % s.kv_heads != 0) {
-    return shape_refusal("omnisparse: q [B, Hq, Nq, D] and k [B, Hkv, Nkv, D]: Hq must be a "
-                         "multiple of Hkv >= 1: repeat or drop heads");
+    return shape_refusal(
+        "omnisparse: q [B, Hq, Nq, D] and k [B, Hkv, Nkv, D]: Hq must be a "
+        "multiple of Hkv >= 1: repeat or drop heads");
   }
   if (s.dim <= 0) return shape_refusal("omnisparse: the head dimension D must be at least 1");
   return {};
@@ -108,8 +110,9 @@ constexpr status check_call(attention_call<T, Space> const& c, bool writes) noex
   attention_shape const& s = c.shape;
   if (status const bad = check_shape(s); !bad.ok()) return bad;
   if (!has_extents(c.k, s.batch, s.kv_heads, s.kv_tokens, s.dim)) {
-    return shape_refusal("omnisparse: k must be [B, Hkv, Nkv, D] with the B and D of q "
-                         "[B, Hq, Nq, D]");
+    return shape_refusal(
+        "omnisparse: k must be [B, Hkv, Nkv, D] with the B and D of q "
+        "[B, Hq, Nq, D]");
   }
   if (writes && !has_extents(c.v, s.batch, s.kv_heads, s.kv_tokens, s.dim)) {
     return shape_refusal("omnisparse: v must have the shape of k [B, Hkv, Nkv, D]");
@@ -125,8 +128,8 @@ constexpr status check_call(attention_call<T, Space> const& c, bool writes) noex
       (!c.in.kv_lengths.is_null() && c.in.kv_lengths.extent(0) != s.batch)) {
     return shape_refusal("omnisparse: q_lengths and kv_lengths must be [B]: one count a sequence");
   }
-  if (!c.in.segments.is_null() && (c.in.segments.extent(0) != s.batch ||
-                                   c.in.segments.extent(1) != s.kv_tokens)) {
+  if (!c.in.segments.is_null() &&
+      (c.in.segments.extent(0) != s.batch || c.in.segments.extent(1) != s.kv_tokens)) {
     return shape_refusal("omnisparse: segments must be [B, Nkv]: one for each key");
   }
   if (!is_readable(c.q) || !is_readable(c.k) ||

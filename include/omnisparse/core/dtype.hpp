@@ -51,8 +51,8 @@ struct half {
     std::uint32_t u = shifted + 0x38000000u;
     if (exponent == 0x0f800000u) u += 0x38000000u;  // infinity, NaN
     if (exponent == 0u) {                           // zero, subnormal
-      float const f = __builtin_bit_cast(float, u + 0x00800000u) -
-                      __builtin_bit_cast(float, 0x38800000u);
+      float const f =
+          __builtin_bit_cast(float, u + 0x00800000u) - __builtin_bit_cast(float, 0x38800000u);
       u = __builtin_bit_cast(std::uint32_t, f);
     }
     return __builtin_bit_cast(float, u | sign);

@@ -19,8 +19,8 @@ enum class pool_range : unsigned char {
 /// next to the near field, then of 4 x `block`, and so on; blocks start at absolute positions.
 struct far_estimate {
   enum class kind : unsigned char {
-    moments,      ///< q.mean / sqrt D + weight q^2.variance / 2D + ln n, the estimate
-    upper_bound   ///< q.mean / sqrt D + |q| radius / sqrt D + ln n, never below the truth
+    moments,     ///< q.mean / sqrt D + weight q^2.variance / 2D + ln n, the estimate
+    upper_bound  ///< q.mean / sqrt D + |q| radius / sqrt D + ln n, never below the truth
   };
   kind by = kind::moments;
   float variance_weight = 1.f;  ///< of the variance term; 1 is a Gaussian's

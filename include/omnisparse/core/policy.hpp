@@ -87,9 +87,10 @@ consteval bool is_policy() {
                 "omnisparse: a policy is copied into kernels: keep it trivially copyable, numbers "
                 "and no containers");
   if constexpr (std::is_trivially_copyable_v<P>) {
-    static_assert(requires { typename P::observes; },
-                  "omnisparse: say what the policy looks at, for example 'using observes = "
-                  "observation::nothing;'");
+    static_assert(
+        requires { typename P::observes; },
+        "omnisparse: say what the policy looks at, for example 'using observes = "
+        "observation::nothing;'");
   }
   return policy<P>;
 }
@@ -136,8 +137,9 @@ template <class P>
 consteval bool is_budget() {
   if constexpr (is_policy<P>()) {
     constexpr bool observes = observation::of_profile<observed<P>>;
-    constexpr bool has_recall = std::same_as<observed<P>, observation::nothing> ||
-                                requires(P p) { { p.recall } -> std::convertible_to<float>; };
+    constexpr bool has_recall = std::same_as<observed<P>, observation::nothing> || requires(P p) {
+      { p.recall } -> std::convertible_to<float>;
+    };
     static_assert(observes, "omnisparse: a budget observes nothing, own_reach or all_reaches");
     static_assert(!observes || has_recall,
                   "omnisparse: a reach is measured at a recall: add 'float recall = 0.95f;'");

@@ -29,8 +29,12 @@ struct attention_shape {
 template <class Q, class K, class Space>
 constexpr attention_shape shape_of(tensor_view<Q, Space> const& q,
                                    tensor_view<K, Space> const& k) noexcept {
-  return {.batch = q.extent(0), .q_heads = q.extent(1), .kv_heads = k.extent(1),
-          .q_tokens = q.extent(2), .kv_tokens = k.extent(2), .dim = q.extent(3)};
+  return {.batch = q.extent(0),
+          .q_heads = q.extent(1),
+          .kv_heads = k.extent(1),
+          .q_tokens = q.extent(2),
+          .kv_tokens = k.extent(2),
+          .dim = q.extent(3)};
 }
 
 /// What a call may be given beside q, k and v; every view may be left null.
@@ -39,9 +43,9 @@ constexpr attention_shape shape_of(tensor_view<Q, Space> const& q,
 /// kv_length - q_length + i. Lengths outside [0, extent] count as the nearest end.
 template <class Space = host>
 struct inputs {
-  tensor_view<int const, Space, 1> q_lengths = {};       ///< [batch], rows in use
-  tensor_view<int const, Space, 1> kv_lengths = {};      ///< [batch], keys in use
-  tensor_view<segment const, Space, 2> segments = {};    ///< [batch, kv_tokens]; null: all visual
+  tensor_view<int const, Space, 1> q_lengths = {};     ///< [batch], rows in use
+  tensor_view<int const, Space, 1> kv_lengths = {};    ///< [batch], keys in use
+  tensor_view<segment const, Space, 2> segments = {};  ///< [batch, kv_tokens]; null: all visual
 };
 
 /// One sequence of a call: how many of its rows and keys exist. `position(i)` is pos(i).

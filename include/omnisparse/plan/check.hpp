@@ -13,8 +13,9 @@ namespace omnisparse {
 inline status check_plan(plan_view<host> const& plan, attention_shape const& shape) noexcept {
   auto const refuse = [](char const* why) { return status{status_code::invalid_plan, why}; };
   if (!(plan.shape == shape)) {
-    return refuse("omnisparse: the plan was made for another shape: make it with the shape of this "
-                  "call's q and k");
+    return refuse(
+        "omnisparse: the plan was made for another shape: make it with the shape of this "
+        "call's q and k");
   }
   if (plan.chunk_rows < 1 || plan.capacity < 0) {
     return refuse("omnisparse: a plan has chunk_rows >= 1 and capacity >= 0");
@@ -22,13 +23,15 @@ inline status check_plan(plan_view<host> const& plan, attention_shape const& sha
   if ((plan.rows == nullptr && plan.row_count() > 0) ||
       (plan.kept_counts == nullptr && plan.list_count() > 0) ||
       (plan.kept == nullptr && plan.list_count() > 0 && plan.capacity > 0)) {
-    return refuse("omnisparse: the plan has null parts: give memory for rows, kept and "
-                  "kept_counts, or use attention_plan, which owns them");
+    return refuse(
+        "omnisparse: the plan has null parts: give memory for rows, kept and "
+        "kept_counts, or use attention_plan, which owns them");
   }
   for (std::int64_t i = 0; i < plan.row_count(); ++i) {
     if (static_cast<unsigned char>(plan.rows[i]) > 2) {
-      return refuse("omnisparse: a row class of the plan is none of lazy (0), active (1), "
-                    "rescued (2)");
+      return refuse(
+          "omnisparse: a row class of the plan is none of lazy (0), active (1), "
+          "rescued (2)");
     }
   }
   for (std::int64_t l = 0; l < plan.list_count(); ++l) {
@@ -40,8 +43,9 @@ inline status check_plan(plan_view<host> const& plan, attention_shape const& sha
     int before = -1;
     for (int n = 0; n < count; ++n) {
       if (kept[n] <= before || kept[n] >= shape.kv_tokens) {
-        return refuse("omnisparse: a kept list of the plan is not strictly ascending within "
-                      "[0, kv_tokens)");
+        return refuse(
+            "omnisparse: a kept list of the plan is not strictly ascending within "
+            "[0, kv_tokens)");
       }
       before = kept[n];
     }

@@ -12,20 +12,20 @@
 
 namespace omnisparse {
 
-/// A plan in memory that the caller owns. Print it, save it, edit it, write one by hand, reuse it in
-/// the next layer: `run` takes any valid plan (`check_plan`). Rows r of a chunk share one ascending
-/// list of key indices per KV head; entries that are near, or later than a row, mean nothing to
-/// that row, so a list may hold them.
+/// A plan in memory that the caller owns. Print it, save it, edit it, write one by hand, reuse it
+/// in the next layer: `run` takes any valid plan (`check_plan`). Rows r of a chunk share one
+/// ascending list of key indices per KV head; entries that are near, or later than a row, mean
+/// nothing to that row, so a list may hold them.
 template <class Space = host>
 struct plan_view {
   attention_shape shape = {};
-  int chunk_rows = 1;             ///< rows per list, >= 1
-  int capacity = 0;               ///< most tokens of a list
-  row_class* rows = nullptr;      ///< [batch, q_heads, q_tokens]
-  int* kept = nullptr;            ///< [batch, chunks, kv_heads, capacity]; key indices, ascending
-  int* kept_counts = nullptr;     ///< [batch, chunks, kv_heads]
-  float* recalls = nullptr;       ///< [batch, chunks, kv_heads], share of the probe rows' mass that
-                                  ///< near field and list hold; -1 where not measured
+  int chunk_rows = 1;          ///< rows per list, >= 1
+  int capacity = 0;            ///< most tokens of a list
+  row_class* rows = nullptr;   ///< [batch, q_heads, q_tokens]
+  int* kept = nullptr;         ///< [batch, chunks, kv_heads, capacity]; key indices, ascending
+  int* kept_counts = nullptr;  ///< [batch, chunks, kv_heads]
+  float* recalls = nullptr;    ///< [batch, chunks, kv_heads], share of the probe rows' mass that
+                               ///< near field and list hold; -1 where not measured
 
   OMNISPARSE_HD constexpr int chunks() const noexcept {
     return ceil_div(shape.q_tokens, chunk_rows);
@@ -71,8 +71,7 @@ class attention_plan {
     view_.capacity = capacity < 0 ? shape.kv_tokens : capacity;
     auto const row_bytes = padded(view_.row_count() * std::int64_t{sizeof(row_class)});
     auto const list_bytes = padded(view_.list_count() * std::int64_t{sizeof(int)});
-    auto const kept_bytes =
-        padded(view_.list_count() * view_.capacity * std::int64_t{sizeof(int)});
+    auto const kept_bytes = padded(view_.list_count() * view_.capacity * std::int64_t{sizeof(int)});
     memory_ = buffer<Space>(row_bytes + 2 * list_bytes + kept_bytes);
     if (!memory_) {
       view_ = {};

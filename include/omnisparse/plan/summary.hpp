@@ -23,11 +23,11 @@ struct plan_summary {
     double kept = 0;     ///< mean tokens of a list
     double recall = -1;  ///< mean estimated recall of the lists; -1: not measured
   };
-  std::vector<of_head> heads;        ///< [q_heads]
-  std::vector<of_kv_head> kv_heads;  ///< [kv_heads]
+  std::vector<of_head> heads;                                          ///< [q_heads]
+  std::vector<of_kv_head> kv_heads;                                    ///< [kv_heads]
   double active = 0, rescued = 0, density = 0, kept = 0, recall = -1;  ///< means of the above
-  std::int64_t visible_pairs = 0;    ///< (row, key) pairs that attention computes
-  std::int64_t mask_pairs = 0;       ///< pairs that the mask alone allows
+  std::int64_t visible_pairs = 0;  ///< (row, key) pairs that attention computes
+  std::int64_t mask_pairs = 0;     ///< pairs that the mask alone allows
 };
 
 /// The keys that a row of a class sees: near and its list, or everything.
@@ -118,8 +118,8 @@ inline plan_summary summarize(plan_view<host> const& plan, near_field const& nea
 inline std::string to_string(plan_summary const& sum) {
   char line[160];
   std::string text = "head  active  rescued  density  kept   recall\n";
-  auto const add = [&](char const* name, double active, double rescued, double density,
-                       double kept, double recall) {
+  auto const add = [&](char const* name, double active, double rescued, double density, double kept,
+                       double recall) {
     std::snprintf(line, sizeof line, "%4s  %5.1f%%  %6.1f%%  %6.1f%%  %6.0f ", name, 100 * active,
                   100 * rescued, 100 * density, kept);
     text += line;

@@ -13,10 +13,10 @@ namespace omnisparse::selector {
 /// Wins on models trained with it; on others it hardly correlates with the far mass.
 struct sink_contrast {
   using observes = observation::sink_and_mean;
-  float tau = 0.5f;                             ///< share in [0, 1]; 0.5: sink and context tie
-  int first = 1;                                ///< how many first keys make the sink (their mean)
-  pool_range range = pool_range::whole_call;    ///< which keys the mean pools
-  int keep_lazy = 0;                            ///< every keep_lazy-th position is active; 0: none
+  float tau = 0.5f;                           ///< share in [0, 1]; 0.5: sink and context tie
+  int first = 1;                              ///< how many first keys make the sink (their mean)
+  pool_range range = pool_range::whole_call;  ///< which keys the mean pools
+  int keep_lazy = 0;                          ///< every keep_lazy-th position is active; 0: none
 
   OMNISPARSE_HD constexpr bool keeps(observes seen, query_row row) const noexcept {
     return seen.share > tau || (keep_lazy > 0 && row.position % keep_lazy == 0);

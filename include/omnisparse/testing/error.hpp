@@ -14,9 +14,9 @@ namespace omnisparse::testing {
 
 /// The distance of two arrays of one length.
 struct distance {
-  double largest = 0;     ///< largest absolute difference; infinite where only one is NaN or infinite
-  double cosine = 0;      ///< 1 - cosine of the angle between them
-  double magnitude = 0;   ///< largest absolute value of the oracle
+  double largest = 0;  ///< largest absolute difference; infinite where only one is NaN or infinite
+  double cosine = 0;   ///< 1 - cosine of the angle between them
+  double magnitude = 0;  ///< largest absolute value of the oracle
 };
 
 /// Compares `values` with `oracle`, element by element. Equal infinities are equal.
@@ -47,8 +47,8 @@ constexpr double rounding_step() noexcept {
   return std::is_same_v<T, half> ? 0x1p-10 : 0x1p-7;
 }
 
-/// The error rule: at most one rounding step of the output's type at the largest output, twice, plus
-/// what accumulation costs; and a cosine distance below 1e-5.
+/// The error rule: at most one rounding step of the output's type at the largest output, twice,
+/// plus what accumulation costs; and a cosine distance below 1e-5.
 template <class T>
 bool within_rule(distance const& d) noexcept {
   double const accumulation = std::is_same_v<T, double> ? 1e-13 : 4e-6;

@@ -34,10 +34,11 @@ struct result {
   result(result const&) = delete;
 };
 
-/// Planning gives a valid plan; planning twice gives the same plan; text stays; lists and row classes
-/// of what does not exist are empty and lazy.
+/// Planning gives a valid plan; planning twice gives the same plan; text stays; lists and row
+/// classes of what does not exist are empty and lazy.
 template <class T, class Attention>
-char const* plan_is_valid(Attention const& attend, tensors<T> const& t, inputs<host> const& in = {}) {
+char const* plan_is_valid(Attention const& attend, tensors<T> const& t,
+                          inputs<host> const& in = {}) {
   workspace<> memory(attend.template workspace_bytes<T>(t.shape));
   auto const one = attend.make_plan(t.shape), two = attend.make_plan(t.shape);
   if (!attend.plan(t.q_view(), t.k_view(), one, memory, in).ok() ||
@@ -73,7 +74,8 @@ char const* plan_then_run_is_one_call(Attention const& attend, tensors<T> const&
   result<T> one(t.shape), two(t.shape);
   if (!attend(t.q_view(), t.k_view(), t.v_view(), one.out_view, one.lses, memory, in).ok() ||
       !attend.plan(t.q_view(), t.k_view(), plan, memory, in).ok() ||
-      !attend.run(t.q_view(), t.k_view(), t.v_view(), plan, two.out_view, two.lses, memory, in).ok()) {
+      !attend.run(t.q_view(), t.k_view(), t.v_view(), plan, two.out_view, two.lses, memory, in)
+           .ok()) {
     return "a legal call is refused";
   }
   for (std::size_t n = 0; n < one.out.size(); ++n) {
@@ -82,7 +84,8 @@ char const* plan_then_run_is_one_call(Attention const& attend, tensors<T> const&
     }
   }
   for (std::size_t n = 0; n < one.lse.size(); ++n) {
-    if (!(one.lse[n] == two.lse[n])) return "the log-sum-exp of plan then run differs from one call's";
+    if (!(one.lse[n] == two.lse[n]))
+      return "the log-sum-exp of plan then run differs from one call's";
   }
   return nullptr;
 }
@@ -100,7 +103,8 @@ char const* everything_kept_is_dense(Attention const& attend, tensors<T> const& 
   };
   if (!call(dense, a) || !call(kept, b) || !call(wide, c)) return "a legal call is refused";
   if (!within_rule<T>(compare(b.out, a.out))) return "keeping every token is not dense attention";
-  if (!within_rule<T>(compare(c.out, a.out))) return "a window over everything is not dense attention";
+  if (!within_rule<T>(compare(c.out, a.out)))
+    return "a window over everything is not dense attention";
   return nullptr;
 }
 
@@ -114,7 +118,8 @@ char const* more_recall_keeps_more(Attention const& attend, tensors<T> const& t)
     auto const a = attend.with(budget);
     workspace<> memory(a.template workspace_bytes<T>(t.shape));
     auto const plan = a.make_plan(t.shape);
-    if (!a.plan(t.q_view(), t.k_view(), plan, memory).ok()) return "planning a legal call is refused";
+    if (!a.plan(t.q_view(), t.k_view(), plan, memory).ok())
+      return "planning a legal call is refused";
     auto const view = plan.view();
     std::vector<int> const counts(view.kept_counts, view.kept_counts + view.list_count());
     for (std::size_t n = 0; n < before.size(); ++n) {

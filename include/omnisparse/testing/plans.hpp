@@ -9,11 +9,20 @@ namespace omnisparse::testing {
 
 /// What a test plan keeps and which rows are of which class.
 enum class plan_kind {
-  random, empty, full, first_token, last_token, one_token, all_lazy, all_active, all_rescued, clustered
+  random,
+  empty,
+  full,
+  first_token,
+  last_token,
+  one_token,
+  all_lazy,
+  all_active,
+  all_rescued,
+  clustered
 };
 inline constexpr plan_kind plan_kinds[] = {
-    plan_kind::random,    plan_kind::empty,      plan_kind::full,        plan_kind::first_token,
-    plan_kind::last_token, plan_kind::one_token, plan_kind::all_lazy,    plan_kind::all_active,
+    plan_kind::random,      plan_kind::empty,     plan_kind::full,     plan_kind::first_token,
+    plan_kind::last_token,  plan_kind::one_token, plan_kind::all_lazy, plan_kind::all_active,
     plan_kind::all_rescued, plan_kind::clustered};
 
 /// Fills a plan of any shape; lists may hold near, sink and future keys, as valid plans may.

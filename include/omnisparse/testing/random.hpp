@@ -15,7 +15,8 @@ namespace omnisparse::testing {
 /// A small generator with the same numbers on every machine.
 class generator {
  public:
-  explicit generator(std::uint64_t seed) noexcept : state_(seed * 2654435769u + 88172645463325252u) {}
+  explicit generator(std::uint64_t seed) noexcept
+      : state_(seed * 2654435769u + 88172645463325252u) {}
 
   std::uint64_t bits() noexcept {
     state_ ^= state_ << 13;
@@ -56,8 +57,8 @@ struct tensors {
   }
 };
 
-/// Normal q, k, v; `sharpness` scales q, so that larger values concentrate the attention. A few keys
-/// of every head are heavy columns, and the first key is a sink.
+/// Normal q, k, v; `sharpness` scales q, so that larger values concentrate the attention. A few
+/// keys of every head are heavy columns, and the first key is a sink.
 template <class T>
 tensors<T> random_tensors(attention_shape const& s, std::uint64_t seed, float sharpness = 1.f) {
   generator g(seed);
@@ -72,7 +73,8 @@ tensors<T> random_tensors(attention_shape const& s, std::uint64_t seed, float sh
   for (T& x : t.q) x = static_cast<T>(sharpness * (g.normal() + 0.3f));
   for (std::size_t n = 0; n < t.k.size(); ++n) {
     std::size_t const token = n / static_cast<std::size_t>(s.dim);
-    bool const heavy = token % 37 == 5 || token % static_cast<std::size_t>(larger(1, s.kv_tokens)) == 0;
+    bool const heavy =
+        token % 37 == 5 || token % static_cast<std::size_t>(larger(1, s.kv_tokens)) == 0;
     t.k[n] = static_cast<T>(g.normal() + (heavy ? 0.6f : 0.f));
   }
   for (T& x : t.v) x = static_cast<T>(g.normal());

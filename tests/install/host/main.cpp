@@ -17,8 +17,8 @@ struct every_nth {
 
 int main() {
   using namespace omnisparse;
-  attention_shape const shape{.batch = 1, .q_heads = 2, .kv_heads = 1, .q_tokens = 64,
-                              .kv_tokens = 64, .dim = 16};
+  attention_shape const shape{
+      .batch = 1, .q_heads = 2, .kv_heads = 1, .q_tokens = 64, .kv_tokens = 64, .dim = 16};
   std::vector<float> q(2 * 64 * 16, 0.1f), k(64 * 16, 0.2f), v(64 * 16, 0.3f), out(q.size());
   auto const attend =
       attention{backend::cpu{}}.with(near_field{.window = 8}).with(mine::every_nth{});

@@ -53,7 +53,8 @@ void check_equal(cache_type const& cache, model_type const& model) {
 
 TEST_CASE("a cache under random use equals a simple model of it") {
   testing::generator g(7);
-  cache_type cache({.sequences = 3, .kv_heads = 2, .dim = 8, .max_tokens = 60, .pages = 40, .page_tokens = 4});
+  cache_type cache(
+      {.sequences = 3, .kv_heads = 2, .dim = 8, .max_tokens = 60, .pages = 40, .page_tokens = 4});
   REQUIRE(cache);
   model_type model;
   std::map<int, int> appended;
@@ -120,14 +121,18 @@ TEST_CASE("slimming by a plan: trimming equals building, and pages return") {
   attention_shape const s{2, 4, 2, 50, 50, 8};
   auto const t = testing::random_tensors<float>(s, 3);
   std::vector<segment> kinds(100);
-  for (std::size_t n = 0; n < kinds.size(); ++n) kinds[n] = n % 7 == 0 ? segment::text : segment::visual;
+  for (std::size_t n = 0; n < kinds.size(); ++n)
+    kinds[n] = n % 7 == 0 ? segment::text : segment::visual;
   inputs<> in;
   in.segments = tensor_view<segment const, host, 2>(kinds.data(), {2, 50});
-  auto const attend =
-      attention{backend::cpu{}}.with(near_field{.window = 6, .sinks = 2}).with(chunk{20}).with(slim::kept_tokens{});
+  auto const attend = attention{backend::cpu{}}
+                          .with(near_field{.window = 6, .sinks = 2})
+                          .with(chunk{20})
+                          .with(slim::kept_tokens{});
   attention_plan<> const plan = attend.make_plan(s);
   testing::fill_plan(plan, testing::plan_kind::random, 9);
-  kv_cache_options const options{.sequences = 1, .kv_heads = 2, .dim = 8, .max_tokens = 64, .page_tokens = 4};
+  kv_cache_options const options{
+      .sequences = 1, .kv_heads = 2, .dim = 8, .max_tokens = 64, .page_tokens = 4};
   cache_type built(options), trimmed(options);
   int a = 0, b = 0;
   REQUIRE(built.add(a).ok());
@@ -135,8 +140,12 @@ TEST_CASE("slimming by a plan: trimming equals building, and pages return") {
   auto const of = [&](auto const& x) {
     return tensor_view<float const, host, 3>(x.at(1), {2, 50, 8}, {x.stride(1), x.stride(2), 1});
   };
-  REQUIRE(trimmed.append_if(b, of(t.k_view()), of(t.v_view()), [&](int j) { return kinds[static_cast<std::size_t>(50 + j)]; },
-                            [](int, int) { return true; }).ok());
+  REQUIRE(trimmed
+              .append_if(
+                  b, of(t.k_view()), of(t.v_view()),
+                  [&](int j) { return kinds[static_cast<std::size_t>(50 + j)]; },
+                  [](int, int) { return true; })
+              .ok());
   CHECK(trimmed.bytes_in_use() >= trimmed.full_bytes());
   REQUIRE(attend.slim(plan, trimmed, b, in, 1).ok());
   REQUIRE(attend.slim(t.k_view(), t.v_view(), plan, built, a, in, 1).ok());
@@ -179,7 +188,8 @@ TEST_CASE("senseless options make no cache; unknown sequences are refused") {
   CHECK(out[0] == 5.f);
   int s = 0;
   REQUIRE(cache.add(s).ok());
-  CHECK(attend.decode(qs, cache, outs, workspace_view<>{}).code == status_code::workspace_too_small);
+  CHECK(attend.decode(qs, cache, outs, workspace_view<>{}).code ==
+        status_code::workspace_too_small);
   CHECK(attend.decode(qs, cache, outs, memory).ok());
   CHECK(out[0] == 0.f);  // nothing stored: an empty set
 }

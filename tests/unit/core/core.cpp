@@ -20,7 +20,8 @@ namespace {
 double slow_value(unsigned bits, int exponent_bits, int mantissa_bits) {
   int const sign = bits >> 15 & 1, bias = (1 << (exponent_bits - 1)) - 1;
   int const exponent = static_cast<int>(bits >> mantissa_bits) & ((1 << exponent_bits) - 1);
-  double const mantissa = static_cast<double>(bits & ((1u << mantissa_bits) - 1)) / (1 << mantissa_bits);
+  double const mantissa =
+      static_cast<double>(bits & ((1u << mantissa_bits) - 1)) / (1 << mantissa_bits);
   double const magnitude = exponent == 0 ? std::ldexp(mantissa, 1 - bias)
                            : exponent == (1 << exponent_bits) - 1
                                ? (mantissa == 0 ? INFINITY : NAN)
@@ -129,7 +130,8 @@ TEST_CASE("merging is associative and empty sets are neutral") {
   CHECK(merge_lse(2.0, none) == 2.0);
   CHECK(merge_lse(none, 2.0) == 2.0);
   CHECK(merge_lse(1e4, -1e4) == 1e4);
-  CHECK(merge_lse(merge_lse(0.1, 2.0), -3.0) == doctest::Approx(merge_lse(0.1, merge_lse(2.0, -3.0))));
+  CHECK(merge_lse(merge_lse(0.1, 2.0), -3.0) ==
+        doctest::Approx(merge_lse(0.1, merge_lse(2.0, -3.0))));
   CHECK(merge_weight(none, none) == 0);
   double a[2] = {1, 2}, b[2] = {5, -1}, lse = 0.5;
   merge_row(a, lse, b, none, 2);

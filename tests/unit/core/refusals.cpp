@@ -70,7 +70,8 @@ TEST_CASE("bad input is refused with a sentence before anything is written") {
     return a(t.q_view(), t.k_view(), t.v_view(), r.out_view, r.lses, workspace_view<>{});
   });
   refused(code::invalid_option, "near_field", [](auto& a, auto& t, auto& r, auto& ws) {
-    return a.with(near_field{.window = -1})(t.q_view(), t.k_view(), t.v_view(), r.out_view, r.lses, ws);
+    return a.with(near_field{.window = -1})(t.q_view(), t.k_view(), t.v_view(), r.out_view, r.lses,
+                                            ws);
   });
   refused(code::invalid_option, "chunk", [](auto& a, auto& t, auto& r, auto& ws) {
     return a.with(chunk{-1})(t.q_view(), t.k_view(), t.v_view(), r.out_view, r.lses, ws);
@@ -111,8 +112,9 @@ TEST_CASE("bad input is refused with a sentence before anything is written") {
 
 TEST_CASE("empty calls are legal: nothing to do, or nothing to see") {
   auto const attend = attention{backend::cpu{}}.with(near_field{.window = 4});
-  for (attention_shape const s : {attention_shape{0, 4, 2, 8, 8, 16}, attention_shape{1, 4, 2, 0, 8, 16},
-                                  attention_shape{1, 4, 2, 8, 0, 16}, attention_shape{1, 4, 2, 8, 3, 16}}) {
+  for (attention_shape const s :
+       {attention_shape{0, 4, 2, 8, 8, 16}, attention_shape{1, 4, 2, 0, 8, 16},
+        attention_shape{1, 4, 2, 8, 0, 16}, attention_shape{1, 4, 2, 8, 3, 16}}) {
     auto const t = testing::random_tensors<float>(s, 1);
     testing::result<float> r(s);
     workspace<> memory(attend.workspace_bytes(s));

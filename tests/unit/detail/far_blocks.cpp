@@ -18,17 +18,17 @@ TEST_CASE("the pyramid covers each far key exactly once") {
               near_field const near{window, sinks};
               std::vector<int> covered(static_cast<std::size_t>(keys), 0);
               int blocks = 0;
-              detail::for_each_far_block(
-                  near.window_of(position, keys, limit), sinks, keys, estimate, limit,
-                  [&](int level, int index, key_range clip) {
-                    int const span = estimate.block << 2 * level;
-                    CHECK(clip.begin >= index * span);
-                    CHECK(clip.end <= (index + 1) * span);
-                    for (int j = clip.begin; j < clip.end && j < keys; ++j) {
-                      ++covered[static_cast<std::size_t>(j)];
-                    }
-                    ++blocks;
-                  });
+              detail::for_each_far_block(near.window_of(position, keys, limit), sinks, keys,
+                                         estimate, limit,
+                                         [&](int level, int index, key_range clip) {
+                                           int const span = estimate.block << 2 * level;
+                                           CHECK(clip.begin >= index * span);
+                                           CHECK(clip.end <= (index + 1) * span);
+                                           for (int j = clip.begin; j < clip.end && j < keys; ++j) {
+                                             ++covered[static_cast<std::size_t>(j)];
+                                           }
+                                           ++blocks;
+                                         });
               for (int j = 0; j < keys; ++j) {
                 bool const far = near_field::visible(position, keys, limit).contains(j) &&
                                  !near.contains(j, position, keys, limit);
@@ -37,7 +37,8 @@ TEST_CASE("the pyramid covers each far key exactly once") {
                 if (!far && j >= sinks) REQUIRE(times == 0);
                 REQUIRE(times <= 1);
               }
-              CHECK(blocks <= 2 * (estimate.per_level + 4) * detail::pyramid_levels(keys, estimate.block));
+              CHECK(blocks <=
+                    2 * (estimate.per_level + 4) * detail::pyramid_levels(keys, estimate.block));
             }
           }
         }
