@@ -54,9 +54,9 @@ struct tensor_view {
   }
 
   /// A view of T converts to a view of T const in the same space.
-  OMNISPARSE_HD constexpr operator tensor_view<T const, Space, Rank>() const noexcept
-    requires(!std::is_const_v<T>)
-  {
+  template <class C>
+    requires(std::is_same_v<C, T const> && !std::is_const_v<T>)
+  OMNISPARSE_HD constexpr operator tensor_view<C, Space, Rank>() const noexcept {
     return {data, extents, strides};
   }
 
