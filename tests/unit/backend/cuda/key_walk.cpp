@@ -1,0 +1,80 @@
+#include <omnisparse/backend/cuda/collective/key_walk.hpp>
+#include <omnisparse/testing/random.hpp>
+
+#include <doctest/doctest.h>
+
+#include <vector>
+
+using namespace omnisparse;
+using collective::key_stretch;
+using collective::key_walk;
+
+namespace {
+
+// Every key that a row sees is read once by its part, no tile reads beyond its part's end, and a
+// plain tile is seen whole by every row.
+void check_walk(key_walk const& walk, std::vector<key_range> const (&rows)[2], int keys) {
+  std::vector<int> reads[2];
+  for (int part = 0; part < 2; ++part) reads[part].assign(4096, 0);
+  for (int n = 0; n < walk.tiles(); ++n) {
+    int const part = walk.part_of(n), first = walk.first_key(n, keys);
+    REQUIRE(first > -keys);
+    REQUIRE(first + keys <= walk.part[part].end);
+    for (int j = larger(first, 0); j < first + keys; ++j) {
+      ++reads[part][static_cast<std::size_t>(j)];
+    }
+    if (n < walk.masked()) continue;
+    for (key_range const& row : rows[part]) {
+      REQUIRE(row.begin <= first);
+      REQUIRE(first + keys <= row.end);
+    }
+  }
+  for (int part = 0; part < 2; ++part) {
+    for (key_range const& row : rows[part]) {
+      for (int j = row.begin; j < row.end; ++j) {
+        REQUIRE(reads[part][static_cast<std::size_t>(j)] == 1);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a walk reads each visible key once, and masks what it must") {
+  testing::generator g(11);
+  for (int round = 0; round < 300; ++round) {
+    int const kv = g.between(1, 900), count = g.between(1, 150);
+    int const start = g.between(-200, kv - 1);
+    near_field const near{g.between(0, 3) == 0 ? 0 : g.between(0, 600), g.between(0, 200)};
+    mask const limit = g.below(2) == 0 ? mask::causal : mask::full;
+    std::vector<key_range> rows[2], seen[2];
+    for (int i = 0; i < count; ++i) {
+      int const position = smaller(start + i, kv - 1);
+      rows[0].push_back(near.window_of(position, kv, limit));
+      rows[1].push_back(near.sinks_of(position, kv, limit));
+      seen[0].push_back(near_field::visible(position, kv, limit));
+    }
+    for (int const keys : {16, 128}) {
+      key_walk walk;
+      for (int part = 0; part < 2; ++part) {
+        walk.part[part] = key_stretch::of(rows[part].front(), rows[part].back(), keys);
+      }
+      check_walk(walk, rows, keys);
+      check_walk({{key_stretch::of(seen[0].front(), seen[0].back(), keys), {}}}, seen, keys);
+    }
+  }
+}
+
+TEST_CASE("a walk reads no more tiles than it must") {
+  // A window of 1024 over 128 rows: 1151 keys.
+  auto const window = key_stretch::of({1000, 2024}, {1127, 2151}, 128);
+  CHECK(window.tiles == 9);
+  CHECK(window.right == 1);
+  CHECK(window.left == 1);
+  // The diagonal of causal attention masks one tile of a whole row tile.
+  auto const diagonal = key_stretch::of({0, 129}, {0, 256}, 128);
+  CHECK(diagonal.tiles == 2);
+  CHECK(diagonal.masked() == 1);
+  CHECK(key_stretch::of({0, 0}, {0, 0}, 128).tiles == 0);
+  CHECK(key_stretch::of({7, 7}, {9, 9}, 128).tiles == 0);
+}
