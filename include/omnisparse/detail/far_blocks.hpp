@@ -21,7 +21,11 @@ OMNISPARSE_HD constexpr int pyramid_levels(int kv_tokens, int block) noexcept {
 
 // Calls use(level, index, clip) for each block of the row's far field. Block `index` of `level`
 // covers keys [index, index + 1) * block * 4^level; `clip` is the part of it that is far: the whole
-// block, but for the lowest-level blocks that the window cuts. Nearest first.
+// block, but for the lowest-level blocks that the window cuts. Nearest first. `use` may be a
+// function of the host, of the device or of both: nvcc is told not to ask.
+#if defined(__CUDACC__)
+#  pragma nv_exec_check_disable
+#endif
 template <class Use>
 OMNISPARSE_HD constexpr void for_each_far_block(key_range window, int sinks, int kv_tokens,
                                                 far_estimate const& estimate, mask limit,
