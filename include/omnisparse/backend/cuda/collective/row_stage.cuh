@@ -1,0 +1,52 @@
+/// @file
+/// Rows of a tensor in shared memory, as `load_octet` reads them without bank conflicts.
+#pragma once
+
+#include <omnisparse/backend/cuda/collective/octet.cuh>
+#include <omnisparse/backend/cuda/ptx/cp_async.cuh>
+
+namespace omnisparse::collective {
+
+/// Elements from one row of D elements to the next: the two rows that eight lanes read at once must
+/// lie in different halves of the banks.
+template <class T, int D>
+inline constexpr int stage_stride = D + (sizeof(T) == 2 ? 32 : 4);
+
+/// Bytes of a stage of `rows` rows.
+template <class T, int D>
+inline constexpr int stage_bytes(int rows) noexcept {
+  return rows * stage_stride<T, D> * static_cast<int>(sizeof(T));
+}
+
+/// The block asks for `Rows` rows: row_of(r) points to a row, or is null for a row of zeros. Ready
+/// after the copies are waited for and a barrier. Everything is written, so that old bits, NaN
+/// among them, never reach a product.
+template <class T, int D, int Rows, int Threads, class RowOf>
+__device__ inline void stage_rows(T* stage, bool vectors, RowOf const& row_of) noexcept {
+  constexpr int each = 16 / static_cast<int>(sizeof(T)), chunks = D / each;
+  static_assert(Rows * chunks % Threads == 0);
+#pragma unroll 4
+  for (int n = 0; n < Rows * chunks / Threads; ++n) {
+    int const e = n * Threads + static_cast<int>(threadIdx.x);
+    int const r = e / chunks, at = e % chunks * each;
+    T* const to = stage + r * stage_stride<T, D> + at;
+    T const* const row = row_of(r);
+    if (row == nullptr) {
+      *reinterpret_cast<uint4*>(to) = uint4{};
+    } else if (vectors) {
+      ptx::cp_async_16(to, row + at);
+    } else {
+#pragma unroll
+      for (int i = 0; i < each; ++i) to[i] = row[at + i];
+    }
+  }
+}
+
+/// Lane's eight elements of step `step` of row `row` of a stage.
+template <int D, class T>
+__device__ inline operand_t<T> staged_octet(T const* stage, int row, int step) noexcept {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+  return load_octet(stage + row * stage_stride<T, D> + step * 32 + lane % 4 * 8, true);
+}
+
+}  // namespace omnisparse::collective

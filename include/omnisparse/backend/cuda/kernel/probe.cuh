@@ -1,0 +1,416 @@
+/// @file
+/// Probe rows: what a few rows of a chunk tell of the worth of its keys. Two passes over the keys:
+/// the log-sum-exp of each probe row, then the sum of each key over the probe rows.
+#pragma once
+
+#include <omnisparse/backend/cuda/chunk_range.cuh>
+#include <omnisparse/backend/cuda/collective/log_sum.cuh>
+#include <omnisparse/backend/cuda/collective/row_stage.cuh>
+#include <omnisparse/core/call.hpp>
+#include <omnisparse/plan/plan.hpp>
+
+#include <cub/block/block_scan.cuh>
+
+namespace omnisparse::kernel {
+
+/// What one warp of the first pass found in its share of the keys.
+struct probe_partial {
+  float high, total;  ///< log2 units, as collective::log_sum
+};
+
+/// The probe rows of a range of chunks. A unit is a (sequence, chunk of the range); a pair is a
+/// probe row in one head of a group, n * group + head in group for the n-th probe.
+struct probe_rows {
+  int* rows = nullptr;               ///< [units, chunk_rows], ascending
+  int* counts = nullptr;             ///< [units]
+  int* most = nullptr;               ///< [1], the largest count
+  float* lse = nullptr;              ///< [lists, chunk_rows * group], log2 units
+  probe_partial* partial = nullptr;  ///< [lists, slots]
+  int chunk_rows = 0;
+  int slots = 0;
+  int group = 1;
+
+  /// Most parts that the keys are cut into, and what a part is a multiple of.
+  static constexpr int most_splits = 32, split_keys = 256;
+  /// Blocks of threads that merge the parts of one list.
+  static constexpr int merge_blocks = 4;
+
+  static probe_rows take(detail::arena& arena, attention_shape const& shape, int chunk_rows,
+                         chunk_range const& range) noexcept {
+    auto const units =
+        static_cast<std::size_t>(shape.batch) * static_cast<std::size_t>(range.count);
+    auto const lists = static_cast<std::size_t>(range.lists(shape));
+    probe_rows p;
+    p.group = shape.group();
+    p.chunk_rows = chunk_rows;
+    std::int64_t const pairs = std::int64_t{chunk_rows} * p.group;
+    // Room to split the keys of a thousand pairs; many more need no splitting.
+    p.slots = static_cast<int>(larger<std::int64_t>(pairs, 1024 * most_splits));
+    p.rows = arena.take<int>(units * static_cast<std::size_t>(chunk_rows));
+    p.counts = arena.take<int>(units);
+    p.most = arena.take<int>(1);
+    p.lse = arena.take<float>(lists * static_cast<std::size_t>(pairs));
+    p.partial = arena.take<probe_partial>(lists * static_cast<std::size_t>(p.slots));
+    return p;
+  }
+  __device__ int const* rows_of(int unit) const noexcept {
+    return rows + std::int64_t{unit} * chunk_rows;
+  }
+  __device__ float* lse_of(int list) const noexcept {
+    return lse + std::int64_t{list} * chunk_rows * group;
+  }
+  /// Into how many parts the keys are cut.
+  __device__ int splits(int kv_tokens) const noexcept {
+    return clamped(smaller(slots / larger(1, *most * group), ceil_div(kv_tokens, split_keys)), 1,
+                   most_splits);
+  }
+};
+
+/// Where a list stands in its range.
+struct list_place {
+  int unit, b, c, g;
+  __device__ static list_place of(int list, attention_shape const& shape,
+                                  chunk_range const& range) noexcept {
+    return {list / shape.kv_heads, range.batch_of(list, shape.kv_heads),
+            range.chunk_of(list, shape.kv_heads), list % shape.kv_heads};
+  }
+};
+
+/// Lists the probe rows of each unit that see anything. Each thread asks for a stretch of rows.
+/// `p.most` must be 0. Grid: units.
+template <class Scorer, class Inputs>
+__global__ void __launch_bounds__(1024)
+    list_probes(attention_shape shape, Inputs const __grid_constant__ in, chunk_range range,
+                mask limit, probe_rows p, scores_view scores, Scorer scorer) {
+  using scan = cub::BlockScan<int, 1024>;
+  __shared__ typename scan::TempStorage memory;
+  int const unit = blockIdx.x, b = unit / range.count, c = range.first + unit % range.count;
+  sequence_extent const extent = extent_of(shape, in, b);
+  int const first = c * p.chunk_rows, rows = clamped(extent.q_tokens - first, 0, p.chunk_rows);
+  int const each = ceil_div(p.chunk_rows, 1024);
+  int const begin = smaller(rows, static_cast<int>(threadIdx.x) * each);
+  int const end = smaller(rows, begin + each);
+  auto const is_probe = [&](int i) {
+    int const position = extent.position(first + i);
+    return near_field::visible(position, extent.kv_tokens, limit).end > 0 && scorer.probes(i, rows);
+  };
+  int count = 0, place = 0, all = 0;
+  for (int i = begin; i < end; ++i) count += is_probe(i) ? 1 : 0;
+  scan(memory).ExclusiveSum(count, place, all);
+  int* const to = p.rows + std::int64_t{unit} * p.chunk_rows;
+  for (int i = begin; i < end && count > 0; ++i) {
+    if (!is_probe(i)) continue;
+    to[place++] = first + i;
+    --count;
+  }
+  if (threadIdx.x != 0) return;
+  p.counts[unit] = all;
+  atomicMax(p.most, all);
+  for (int g = 0; g < shape.kv_heads; ++g) scores.pairs[unit * shape.kv_heads + g] = all * p.group;
+}
+
+inline constexpr int probe_threads = 256;
+/// Rows of the staged side of a product.
+inline constexpr int probe_stage = 64;
+
+/// How a block of probe threads divides a product: each warp holds some rows in registers, all of
+/// them pass over the same staged rows.
+template <class T, int D>
+struct probe_tile {
+  static constexpr int tiles = sizeof(T) == 2 && D <= 128 ? 2 : 1;  ///< of 16 rows, a warp
+  static constexpr int warp_rows = 16 * tiles;
+  static constexpr int rows = probe_threads / 32 * warp_rows;
+  static constexpr int blocks = tiles;  ///< that share a multiprocessor
+  static constexpr int bytes = 2 * collective::stage_bytes<T, D>(probe_stage);
+  static constexpr int stage_elements = probe_stage * collective::stage_stride<T, D>;
+
+  collective::operand_t<T> held[tiles][2][D / 32];
+
+  /// Takes the warp's rows: row_of(r) for r < warp_rows is a row, or null for zeros.
+  template <class RowOf>
+  __device__ void hold(bool vectors, RowOf const& row_of) noexcept {
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int n = 0; n < 2 * tiles; ++n) {
+      T const* const row = row_of(8 * n + lane / 4);
+#pragma unroll
+      for (int step = 0; step < D / 32; ++step) {
+        held[n / 2][n % 2][step] =
+            row == nullptr ? collective::operand_t<T>{}
+                           : collective::load_octet(row + lane % 4 * 8 + step * 32, vectors);
+      }
+    }
+  }
+  /// The products with staged rows [first, first + 16): [tiles] by row, [2] by eight columns.
+  __device__ void multiply(T const* stage, int first, float (&d)[tiles][2][4]) const noexcept {
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int step = 0; step < D / 32; ++step) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        auto const b = collective::staged_octet<D>(stage, first + 8 * n + lane / 4, step);
+#pragma unroll
+        for (int t = 0; t < tiles; ++t) {
+          collective::multiply(d[t][n], held[t][0][step], held[t][1][step], b);
+        }
+      }
+    }
+  }
+};
+
+/// First pass: each item is (tile of pairs, chunk, part of the keys, sequence and KV head), so that
+/// what reads the same keys runs together. Any grid does.
+template <class T, int D, class Inputs>
+__global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
+    sum_probe_rows(attention_shape shape, Inputs const __grid_constant__ in,
+                   tensor_view<T const, device> const __grid_constant__ q,
+                   tensor_view<T const, device> const __grid_constant__ k, chunk_range range,
+                   mask limit, probe_rows p) {
+  using tile_type = probe_tile<T, D>;
+  constexpr int tiles = tile_type::tiles;
+  extern __shared__ uint4 memory[];
+  T* const stages = reinterpret_cast<T*>(memory);
+  int const group = p.group, across = ceil_div(*p.most * group, tile_type::rows);
+  int const splits = p.splits(shape.kv_tokens);
+  int const part = round_up(ceil_div(shape.kv_tokens, splits), probe_stage);
+  std::int64_t const items = std::int64_t{across} * range.lists(shape) * splits;
+  bool const q_vectors = collective::has_vector_rows(q), k_vectors = collective::has_vector_rows(k);
+  int const lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  for (std::int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    int const c = static_cast<int>(item / across % range.count);
+    int const split = static_cast<int>(item / across / range.count % splits);
+    int const slot = static_cast<int>(item / across / range.count / splits);
+    int const b = slot / shape.kv_heads, g = slot % shape.kv_heads;
+    int const unit = b * range.count + c, list = unit * shape.kv_heads + g;
+    int const pairs = p.counts[unit] * group;
+    int const first = static_cast<int>(item % across) * tile_type::rows;
+    if (first >= pairs) continue;
+    sequence_extent const extent = extent_of(shape, in, b);
+    int const* const rows = p.rows_of(unit);
+    auto const sees = [&](int pair) {
+      return near_field::visible(extent.position(rows[pair / group]), extent.kv_tokens, limit).end;
+    };
+    int const own = first + warp * tile_type::warp_rows;
+    tile_type tile;
+    tile.hold(q_vectors, [&](int r) {
+      int const pair = own + r;
+      return pair < pairs ? q.at(b, g * group + pair % group, rows[pair / group]) : nullptr;
+    });
+    int ends[2 * tiles];
+#pragma unroll
+    for (int n = 0; n < 2 * tiles; ++n) {
+      int const pair = own + 8 * n + lane / 4;
+      ends[n] = pair < pairs ? sees(pair) : 0;
+    }
+    int const plain_end = sees(first);  // keys before it are seen by every row
+    int const begin = split * part;
+    int const end = smaller(begin + part, sees(smaller(first + tile_type::rows, pairs) - 1));
+    auto const stage = [&](int key) {
+      T* const to = stages + (key - begin) / probe_stage % 2 * tile_type::stage_elements;
+      collective::stage_rows<T, D, probe_stage, probe_threads>(
+          to, k_vectors, [&](int r) { return key + r < end ? k.at(b, g, key + r) : nullptr; });
+      ptx::cp_async_commit();
+    };
+    collective::log_sum sums[2 * tiles];
+    if (begin < end) stage(begin);
+    for (int key = begin; key < end; key += probe_stage) {
+      ptx::cp_async_wait<0>();
+      __syncthreads();
+      if (key + probe_stage < end) stage(key + probe_stage);
+      if (own >= pairs) continue;
+      T const* const at = stages + (key - begin) / probe_stage % 2 * tile_type::stage_elements;
+      bool const plain = key + probe_stage <= plain_end;
+#pragma unroll 1
+      for (int n0 = 0; n0 < probe_stage; n0 += 16) {
+        float d[tiles][2][4] = {};
+        tile.multiply(at, n0, d);
+#pragma unroll
+        for (int n = 0; n < 2 * tiles; ++n) {
+          float x[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            int const column = key + n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
+            x[e] = d[n / 2][e / 2][2 * (n % 2) + e % 2] * collective::log2_scale<D>;
+            if (!plain && column >= ends[n]) x[e] = -__builtin_huge_valf();
+          }
+          sums[n].add(x);
+        }
+      }
+    }
+    __syncthreads();  // before the next item's stages
+#pragma unroll
+    for (int n = 0; n < 2 * tiles; ++n) {
+      sums[n].merge_quad();
+      int const pair = own + 8 * n + lane / 4;
+      if (lane % 4 == n && pair < pairs) {
+        p.partial[std::int64_t{list} * p.slots + std::int64_t{split} * pairs + pair] = {
+            sums[n].high, sums[n].total};
+      }
+    }
+  }
+}
+
+/// Merges the parts of each pair, in order. Grid: lists * merge_blocks.
+static __global__ void __launch_bounds__(256)
+    merge_probe_rows(attention_shape shape, probe_rows p) {
+  int const list = static_cast<int>(blockIdx.x) / p.merge_blocks;
+  int const pairs = p.counts[list / shape.kv_heads] * p.group, splits = p.splits(shape.kv_tokens);
+  for (int n = static_cast<int>(blockIdx.x) % p.merge_blocks * 256 + static_cast<int>(threadIdx.x);
+       n < pairs; n += p.merge_blocks * 256) {
+    collective::log_sum sum;
+    for (int split = 0; split < splits; ++split) {
+      probe_partial const part =
+          p.partial[std::int64_t{list} * p.slots + std::int64_t{split} * pairs + n];
+      sum.merge({part.high, part.total});
+    }
+    p.lse_of(list)[n] = sum.value();
+  }
+}
+
+/// What the second pass knows of a staged pair: its log-sum-exp and the ends of its window.
+struct probe_column {
+  float shift;
+  int left, right;  ///< far are the keys before the one, and from the other on
+};
+
+/// Second pass: keys as rows in registers, pairs staged in order; a key's mass is added up by the
+/// four lanes that hold it, always in the same order. Grid:
+/// lists * ceil(keys / rows); chunks fastest, then keys.
+template <class T, int D, class Scorer, class Inputs>
+__global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
+    score_keys(attention_shape shape, Inputs const __grid_constant__ in,
+               tensor_view<T const, device> const __grid_constant__ q,
+               tensor_view<T const, device> const __grid_constant__ k, near_field near, mask limit,
+               chunk_range range, probe_rows p, scores_view scores, Scorer scorer) {
+  using tile_type = probe_tile<T, D>;
+  constexpr int tiles = tile_type::tiles;
+  extern __shared__ uint4 memory[];
+  __shared__ probe_column columns[2][probe_stage];
+  T* const stages = reinterpret_cast<T*>(memory);
+  int const steps = ceil_div(scores.keys, tile_type::rows);
+  int const slot = static_cast<int>(blockIdx.x) / range.count / steps;
+  int const b = slot / shape.kv_heads, g = slot % shape.kv_heads;
+  int const unit = b * range.count + static_cast<int>(blockIdx.x) % range.count;
+  int const list = unit * shape.kv_heads + g, group = p.group;
+  sequence_extent const extent = extent_of(shape, in, b);
+  int const begin = static_cast<int>(blockIdx.x) / range.count % steps * tile_type::rows;
+  int const end = smaller(begin + tile_type::rows, extent.kv_tokens);
+  int const pairs = p.counts[unit] * group, count = ceil_div(pairs, probe_stage);
+  int const* const rows = p.rows_of(unit);
+  float const* const lse = p.lse_of(list);
+  bool const q_vectors = collective::has_vector_rows(q);
+  int const lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  auto const window = [&](int pair) {
+    return near.window_of(extent.position(rows[pair / group]), extent.kv_tokens, limit);
+  };
+  bool const full = limit == mask::full;
+  // Is a key of this block far for some pair of stage n; are all keys far for all of its pairs?
+  auto const seen = [&](int n) {
+    key_range const low = window(n * probe_stage);
+    key_range const high = window(smaller((n + 1) * probe_stage, pairs) - 1);
+    bool const some = (begin < high.begin && end > near.sinks) || (full && end > low.end);
+    bool const all = (begin >= near.sinks && end <= low.begin) || (full && begin >= high.end);
+    return some ? (all ? 2 : 1) : 0;
+  };
+  auto const next = [&](int n) {
+    while (n < count && seen(n) == 0) ++n;
+    return n;
+  };
+  auto const stage = [&](int n, int buffer) {
+    collective::stage_rows<T, D, probe_stage, probe_threads>(
+        stages + buffer * tile_type::stage_elements, q_vectors, [&](int r) {
+          int const pair = n * probe_stage + r;
+          return pair < pairs ? q.at(b, g * group + pair % group, rows[pair / group]) : nullptr;
+        });
+    if (int const r = static_cast<int>(threadIdx.x); r < probe_stage) {
+      int const pair = n * probe_stage + r;
+      probe_column none{__builtin_huge_valf(), 0, 0x7fffffff};
+      if (pair < pairs) {
+        key_range const w = window(pair);
+        none = {lse[pair], w.begin, full ? w.end : 0x7fffffff};
+      }
+      columns[buffer][r] = none;
+    }
+    ptx::cp_async_commit();
+  };
+
+  float mass[2 * tiles] = {}, peak[2 * tiles] = {};
+  int sees[2 * tiles] = {}, plain_pairs = 0;
+  int const own = begin + warp * tile_type::warp_rows;
+  int n = begin < end ? next(0) : count;
+  if (n < count) {
+    stage(n, 0);
+    tile_type tile;
+    bool const k_vectors = collective::has_vector_rows(k);
+    tile.hold(k_vectors, [&](int r) { return own + r < end ? k.at(b, g, own + r) : nullptr; });
+    for (int buffer = 0; n < count; buffer ^= 1) {
+      int const following = next(n + 1);
+      bool const plain = seen(n) == 2;
+      ptx::cp_async_wait<0>();
+      __syncthreads();
+      if (following < count) stage(following, buffer ^ 1);
+      if (plain) plain_pairs += smaller(probe_stage, pairs - n * probe_stage);
+      n = following;
+#pragma unroll 1
+      for (int n0 = 0; n0 < probe_stage; n0 += 16) {
+        float d[tiles][2][4] = {};
+        tile.multiply(stages + buffer * tile_type::stage_elements, n0, d);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          probe_column const column = columns[buffer][n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2];
+#pragma unroll
+          for (int r = 0; r < 2 * tiles; ++r) {
+            float share = ptx::ex2(
+                d[r / 2][e / 2][2 * (r % 2) + e % 2] * collective::log2_scale<D> - column.shift);
+            if (!plain) {
+              int const key = own + 8 * r + lane / 4;
+              bool const far =
+                  key < end && ((key >= near.sinks && key < column.left) || key >= column.right);
+              share = far ? share : 0.f;
+              sees[r] += far ? 1 : 0;
+            }
+            mass[r] += share;
+            peak[r] = fmaxf(peak[r], share);
+          }
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2 * tiles; ++r) {
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+      mass[r] += __shfl_xor_sync(~0u, mass[r], step);
+      peak[r] = fmaxf(peak[r], __shfl_xor_sync(~0u, peak[r], step));
+      sees[r] += __shfl_xor_sync(~0u, sees[r], step);
+    }
+    int const key = own + 8 * r + lane / 4;
+    if (lane % 4 != r || key >= scores.keys) continue;
+    bool const exists = key < end;
+    std::int64_t const at = std::int64_t{list} * scores.keys + key;
+    token const t{key, segment::visual, false};
+    observation::probe_mass const seen_mass{exists ? mass[r] : 0.f, exists ? peak[r] : 0.f,
+                                            exists ? sees[r] + plain_pairs : 0};
+    scores.mass[at] = seen_mass.mass;
+    if constexpr (std::same_as<observed<Scorer>, observation::probe_mass>) {
+      scores.score[at] = scorer.score(seen_mass, t);
+    } else {
+      scores.score[at] = scorer.score({}, t);
+    }
+  }
+}
+
+/// Scores of a scorer that looks at nothing, for a budget that does not either. Grid: lists * keys
+/// / 128.
+template <class Scorer>
+__global__ void __launch_bounds__(128) score_by_position(scores_view scores, Scorer scorer) {
+  int const parts = scores.keys / 128;
+  int const list = static_cast<int>(blockIdx.x) / parts;
+  int const key = static_cast<int>(blockIdx.x) % parts * 128 + static_cast<int>(threadIdx.x);
+  std::int64_t const at = std::int64_t{list} * scores.keys + key;
+  scores.mass[at] = 0.f;
+  scores.score[at] = scorer.score({}, token{key, segment::visual, false});
+  if (key == 0) scores.pairs[list] = 0;
+}
+
+}  // namespace omnisparse::kernel
