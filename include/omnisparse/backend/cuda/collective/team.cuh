@@ -1,0 +1,46 @@
+/// @file
+/// CTAs that share one task: a cluster where there are clusters, one CTA on older GPUs.
+#pragma once
+
+#include <omnisparse/backend/cuda/ptx/cluster.cuh>
+
+namespace omnisparse::collective {
+
+/// The CTAs that work on one list. Their number is chosen by the launch: 1, 2, 4 or 8 from compute
+/// capability 9.0 on, 1 before. Results must not depend on it.
+struct team {
+  static constexpr int most = 8;  ///< CTAs
+
+  int rank = 0;
+  int size = 1;
+
+  static __device__ team current() noexcept {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    return {ptx::cluster_rank(), ptx::cluster_size()};
+#else
+    return {};
+#endif
+  }
+
+  /// A barrier of all threads of all CTAs; writes to shared memory before it are seen after it.
+  __device__ void sync() const noexcept {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    ptx::cluster_sync();
+#else
+    __syncthreads();
+#endif
+  }
+
+  /// The copy that the CTA of this rank has of a variable in shared memory.
+  template <class T>
+  __device__ T& at(T& shared, int of_rank) const noexcept {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    return *ptx::map_shared(&shared, of_rank);
+#else
+    static_cast<void>(of_rank);
+    return shared;
+#endif
+  }
+};
+
+}  // namespace omnisparse::collective

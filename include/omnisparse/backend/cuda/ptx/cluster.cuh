@@ -1,0 +1,47 @@
+/// @file
+/// Clusters of CTAs: who am I, wait for each other, look into each other's shared memory. sm_90.
+#pragma once
+
+#include <cstdint>
+
+namespace omnisparse::ptx {
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+/// The place of this CTA in its cluster.
+// mov.u32 rank, %cluster_ctarank;
+__device__ inline int cluster_rank() noexcept {
+  std::uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+/// CTAs of this cluster; 1 without one.
+// mov.u32 size, %cluster_nctarank;
+__device__ inline int cluster_size() noexcept {
+  std::uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return static_cast<int>(size);
+}
+
+/// A barrier of the cluster's threads; shared memory written before it is seen after it.
+// barrier.cluster.arrive.release.aligned;   barrier.cluster.wait.acquire.aligned;
+__device__ inline void cluster_sync() noexcept {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/// Where another CTA has the same variable in its shared memory. Generic addresses.
+// mapa.u64 address, shared, rank;
+template <class T>
+__device__ T* map_shared(T* shared, int rank) noexcept {
+  std::uint64_t address;
+  asm volatile("mapa.u64 %0, %1, %2;"
+               : "=l"(address)
+               : "l"(reinterpret_cast<std::uint64_t>(shared)), "r"(rank));
+  return reinterpret_cast<T*>(address);
+}
+
+#endif
+
+}  // namespace omnisparse::ptx
