@@ -14,6 +14,15 @@ __device__ inline void cp_async_16(void* to, void const* from, int bytes = 16) n
                : "memory");
 }
 
+// cp.async.ca.shared.global [to], [from], 4;
+/// 4 bytes to shared memory, both addresses 4-byte aligned.
+__device__ inline void cp_async_4(void* to, void const* from) noexcept {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
+
 // cp.async.commit_group;
 /// Closes a group: the copies that this thread asked for since the last one.
 __device__ inline void cp_async_commit() noexcept {
