@@ -111,11 +111,12 @@ status start(void (*kernel)(Parameters...), std::int64_t blocks, int threads, in
   return detail::launch_status();
 }
 
-/// Block moments of the lists of `from`, all levels.
+/// Block moments of the lists of `from`, all levels, for an estimate.
 template <int D, class T>
 status measure_moments(attention_call<T, device> const& call, kernel::moment_source const& from,
-                       kernel::block_moments const& m, far_estimate const& estimate,
+                       kernel::block_moments m, far_estimate const& estimate,
                        cudaStream_t on) noexcept {
+  m.weight = estimate.variance_weight * 0.5f * collective::inverse_root<D>;
   constexpr int threads = kernel::moment_threads, together = 3;  // levels pooled by one launch
   int const lists = from.range.lists(call.shape);
   std::int64_t const blocks =
@@ -138,7 +139,8 @@ status measure_moments(attention_call<T, device> const& call, kernel::moment_sou
 template <int D, class T, class Decide>
 status decide_by_far(attention_call<T, device> const& call, kernel::moment_source const& from,
                      kernel::block_moments const& m, far_estimate const& estimate,
-                     Decide const& decide, cudaStream_t on) noexcept {
+                     lse_view<T, device> const& seen, Decide const& decide,
+                     cudaStream_t on) noexcept {
   attention_shape const& shape = call.shape;
   // About 512 rows share a list of columns, and no more than begin in one block.
   int const span = clamped(512 / larger(1, shape.group()), 1, estimate.block);
@@ -146,7 +148,7 @@ status decide_by_far(attention_call<T, device> const& call, kernel::moment_sourc
   return start(kernel::decide_by_far<T, D, Decide, inputs<device>>,
                std::int64_t{from.range.lists(shape)} * parts, kernel::far_threads,
                static_cast<int>(sizeof(kernel::far_shared<T, D>)), on, shape, call.in, call.q, from,
-               m, estimate, span, parts, decide);
+               m, estimate, span, parts, seen, decide);
 }
 
 /// Row classes by a selector that observes nothing or sink_and_mean: lazy or active. Text rows are
@@ -171,7 +173,7 @@ status classify(attention_call<T, device> const& call, Policies const& p,
       status s = start(kernel::sum_blocks<T, D, inputs<device>>,
                        slots * ceil_div(m.sums.blocks + 1, kernel::sum_threads / 32),
                        kernel::sum_threads, 0, on, shape, call.in, call.k, m.sums);
-      if (s.ok()) s = start(kernel::scan_sums<D>, slots, 1024, 0, on, m.sums);
+      if (s.ok()) s = start(kernel::scan_sums<D>, slots * (D / 32), 1024, 0, on, m.sums);
       if (s.ok()) {
         s = start(kernel::classify_by_contrast<T, D, std::remove_const_t<selector>, inputs<device>>,
                   slots * ceil_div(shape.q_tokens, rows), kernel::contrast_threads,
@@ -197,7 +199,7 @@ status classify_far(attention_call<T, device> const& call, Policies const& p,
     constexpr int D = decltype(dim)::value;
     status s = measure_moments<D>(call, from, m.all, estimate, on);
     if (s.ok()) {
-      s = decide_by_far<D>(call, from, m.all, estimate, decision{p.selector, near_lse}, on);
+      s = decide_by_far<D>(call, from, m.all, estimate, near_lse, decision{p.selector}, on);
     }
     return s;
   });
@@ -272,8 +274,8 @@ status rescue(attention_call<T, device> const& call, Policies const& p,
             plan, {first, smaller(m.rescue_chunks, plan.chunks() - first)}, p.near, p.limit};
         s = measure_moments<D>(call, from, m.left_out, estimate, on);
         if (s.ok()) {
-          s = decide_by_far<D>(call, from, m.left_out, estimate,
-                               kernel::coverage_decision<policy>{p.rescue, seen_lse}, on);
+          s = decide_by_far<D>(call, from, m.left_out, estimate, seen_lse,
+                               kernel::coverage_decision<policy>{p.rescue}, on);
         }
       }
       return s;

@@ -21,28 +21,28 @@ inline constexpr float log2_scale =
 
 /// log2(sum(exp2(x))) of what was added so far: high + log2(total). Empty at first.
 struct log_sum {
-  float high = -__builtin_huge_valf();
+  static constexpr float lowest = -3.402823466e38f;
+  float high = lowest;  ///< what exponents are taken against: at most 8 below the largest
   float total = 0.f;
 
-  /// What is subtracted before exp2: never -inf.
-  __device__ static float anchor(float high) noexcept {
-    return high == -__builtin_huge_valf() ? 0.f : high;
-  }
-  /// Adds N terms at once.
+  /// Adds the terms scale * x, scale > 0. Terms of -inf add nothing. Most of the time the largest
+  /// has hardly grown, and nothing is rescaled.
   template <int N>
-  __device__ void add(float const (&x)[N]) noexcept {
-    float top = high;
+  __device__ void add(float const (&x)[N], float scale = 1.f) noexcept {
+    float top = x[0];
 #pragma unroll
-    for (int n = 0; n < N; ++n) top = fmaxf(top, x[n]);
-    float const base = anchor(top);
-    total *= ptx::ex2(high - base);
+    for (int n = 1; n < N; ++n) top = fmaxf(top, x[n]);
+    top *= scale;
+    if (top > high + 8.f) {
+      total *= ptx::ex2(high - top);
+      high = top;
+    }
 #pragma unroll
-    for (int n = 0; n < N; ++n) total += ptx::ex2(x[n] - base);
-    high = top;
+    for (int n = 0; n < N; ++n) total += ptx::ex2(x[n] * scale - high);
   }
   __device__ void merge(log_sum const& other) noexcept {
-    float const top = fmaxf(high, other.high), base = anchor(top);
-    total = total * ptx::ex2(high - base) + other.total * ptx::ex2(other.high - base);
+    float const top = fmaxf(high, other.high);
+    total = total * ptx::ex2(high - top) + other.total * ptx::ex2(other.high - top);
     high = top;
   }
   /// The union over the four lanes that share a row, in every one of them.
@@ -53,7 +53,7 @@ struct log_sum {
     }
   }
   /// In log2 units; -inf for nothing.
-  __device__ float value() const noexcept { return anchor(high) + log2f(total); }
+  __device__ float value() const noexcept { return high + log2f(total); }
 };
 
 }  // namespace omnisparse::collective

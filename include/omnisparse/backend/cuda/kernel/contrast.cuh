@@ -51,37 +51,38 @@ __global__ void __launch_bounds__(sum_threads)
                                   {0, extent_of(shape, in, b).kv_tokens, nullptr, 0}};
   double sum[own] = {};
   if (entry > 0) {
-    reader.for_each(
-        begin, begin + s.block,
-        [&](float const(&x)[own]) {
+    reader.for_each(begin, begin + s.block, [&](auto const& x, unsigned) {
 #pragma unroll
-          for (int d = 0; d < own; ++d) sum[d] += static_cast<double>(x[d]);
-        },
-        [] {});
+      for (int n = 0; n < reader.held; ++n) {
+#pragma unroll
+        for (int d = 0; d < own; ++d) sum[d] += static_cast<double>(x[n][d]);
+      }
+    });
   }
 #pragma unroll
   for (int d = 0; d < own; ++d) s.at<D>(slot, entry)[lane * own + d] = sum[d];
 }
 
-/// Turns sums into running sums: each group of D threads adds up a stretch of entries, then adds
-/// what is before it. Grid: slots.
+/// Turns sums into running sums, 32 channels at a time: each warp adds up a stretch of entries,
+/// then adds what is before it. Grid: slots * D / 32.
 template <int D>
 __global__ void __launch_bounds__(1024) scan_sums(key_sums s) {
-  constexpr int groups = 1024 / D;
-  __shared__ double totals[groups][D];
-  int const channel = static_cast<int>(threadIdx.x) % D, group = static_cast<int>(threadIdx.x) / D;
-  int const each = ceil_div(s.blocks + 1, groups), first = group * each;
-  int const last = smaller(s.blocks + 1, first + each);
+  __shared__ double totals[32][32];
+  int const slot = static_cast<int>(blockIdx.x) / (D / 32),
+            lane = static_cast<int>(threadIdx.x) % 32;
+  int const channel = static_cast<int>(blockIdx.x) % (D / 32) * 32 + lane;
+  int const warp = static_cast<int>(threadIdx.x) / 32, each = ceil_div(s.blocks + 1, 32);
+  int const first = warp * each, last = smaller(s.blocks + 1, first + each);
   double sum = 0;
-#pragma unroll 8
-  for (int n = first; n < last; ++n) sum += s.at<D>(blockIdx.x, n)[channel];
-  totals[group][channel] = sum;
+#pragma unroll 16
+  for (int n = first; n < last; ++n) sum += s.at<D>(slot, n)[channel];
+  totals[warp][lane] = sum;
   __syncthreads();
   sum = 0;
-  for (int n = 0; n < group; ++n) sum += totals[n][channel];
-#pragma unroll 8
+  for (int n = 0; n < warp; ++n) sum += totals[n][lane];
+#pragma unroll 16
   for (int n = first; n < last; ++n) {
-    double& at = s.at<D>(blockIdx.x, n)[channel];
+    double& at = s.at<D>(slot, n)[channel];
     sum += at;
     at = sum;
   }
@@ -119,23 +120,33 @@ __global__ void __launch_bounds__(contrast_threads)
     return past ? clamped(extent.position(i) + 1, 0, extent.kv_tokens) : extent.kv_tokens;
   };
 
-  // Channel d of the running sum, walked from the block before the first row to each row's end.
-  if (int const d = static_cast<int>(threadIdx.x); d < D && begin < exist) {
-    auto const sum_before = [&](int key) {
-      double sum = s.at<D>(slot, key / s.block)[d];
-#pragma unroll 8
-      for (int j = key / s.block * s.block; j < key; ++j) {
-        sum += static_cast<double>(static_cast<float>(*k.at(b, g, j, d)));
+  // Channel d of the running sums, walked by each group of D threads over a part of the rows, from
+  // the block of keys before its first row. For the whole call there is only one sum.
+  if (begin < exist) {
+    constexpr int groups = contrast_threads / D;
+    int const d = static_cast<int>(threadIdx.x) % D;
+    int const each = past ? contrast_rows(pool_range::past) / groups : 1;
+    int const from = static_cast<int>(threadIdx.x) / D * each;
+    T const* const channel = k.at(b, g, 0, d);
+    double sum = 0;
+    auto const walk = [&](int at, int to) {
+#pragma unroll 16
+      for (int j = at; j < to; ++j) {
+        sum += static_cast<double>(static_cast<float>(channel[j * k.stride(2)]));
       }
+    };
+    auto const sum_before = [&](int key) {
+      sum = s.at<D>(slot, key / s.block)[d];
+      walk(key / s.block * s.block, key);
       return sum;
     };
     double const sink = sum_before(smaller(first, extent.kv_tokens));
-    int at = pool_end(begin);
-    double sum = sum_before(at);
-    for (int n = 0; n < (past ? exist - begin : 1); ++n) {
-      for (int const to = pool_end(begin + n); at < to; ++at) {
-        sum += static_cast<double>(static_cast<float>(*k.at(b, g, at, d)));
-      }
+    int at = pool_end(begin + from);
+    if (past) sum = sum_before(at);
+    else sum = s.at<D>(slot, s.blocks)[d];
+    for (int n = from; n < (past ? smaller(from + each, exist - begin) : 1); ++n) {
+      walk(at, pool_end(begin + n));
+      at = pool_end(begin + n);
       int const sinks = smaller(first, at), pooled = at - sinks;
       double const head = at < first ? sum : sink;
       means[(2 * n) * D + d] = static_cast<float>(head / larger(1, sinks));
@@ -145,42 +156,50 @@ __global__ void __launch_bounds__(contrast_threads)
   }
   __syncthreads();
 
-  constexpr int lanes = D / 8, across = contrast_threads / lanes;  // eight channels a lane
+  // Eight channels a lane; a few rows are on their way at a time.
+  constexpr int lanes = D / 8, across = contrast_threads / lanes, together = 4;
   int const lane = static_cast<int>(threadIdx.x) % lanes;
   bool const vectors = collective::has_vector_rows(q);
   int const pairs = (end - begin) * group;
-  for (int base = 0; base < pairs; base += across) {
-    int const pair = base + static_cast<int>(threadIdx.x) / lanes;
-    int const row = smaller(pair, pairs - 1) / group, i = begin + row;
-    int const h = g * group + smaller(pair, pairs - 1) % group;
-    float logit[2] = {};
-    if (i < exist) {
-      float x[8];
-      collective::load_run(q.at(b, h, i) + lane * 8, vectors, x);
+  for (int base = static_cast<int>(threadIdx.x) / lanes; base - base % across < pairs;
+       base += across * together) {
+    float x[together][8] = {};
 #pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        float const* const mean = means + (2 * (past ? row : 0) + side) * D + lane * 8;
-#pragma unroll
-        for (int d = 0; d < 8; ++d) logit[side] += x[d] * mean[d];
+    for (int n = 0; n < together; ++n) {
+      int const pair = base + n * across, i = begin + pair / group;
+      if (i < exist) {
+        collective::load_run(q.at(b, g * group + pair % group, i) + lane * 8, vectors, x[n]);
       }
     }
 #pragma unroll
-    for (int step = 1; step < lanes; step *= 2) {
-      logit[0] += __shfl_xor_sync(~0u, logit[0], step);
-      logit[1] += __shfl_xor_sync(~0u, logit[1], step);
-    }
-    if (lane != 0 || pair >= pairs) continue;
-    row_class kind = row_class::lazy;
-    if (i < exist) {
-      float const sink = logit[0] * collective::inverse_root<D>;
-      float const mean = logit[1] * collective::inverse_root<D>;
-      float const share = pool_end(i) > first ? 1.f / (1.f + expf(sink - mean)) : 0.f;
-      int const position = extent.position(i);
-      if (selector.keeps({sink, mean, share}, {position, h}) || is_text_row(in, b, position)) {
-        kind = row_class::active;
+    for (int n = 0; n < together; ++n) {
+      int const pair = base + n * across, row = pair / group, i = begin + row;
+      float logit[2] = {};
+      if (i < exist) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          float const* const mean = means + (2 * (past ? row : 0) + side) * D + lane * 8;
+#pragma unroll
+          for (int d = 0; d < 8; ++d) logit[side] += x[n][d] * mean[d];
+        }
       }
+#pragma unroll
+      for (int step = 1; step < lanes; step *= 2) {
+        logit[0] += __shfl_xor_sync(~0u, logit[0], step);
+        logit[1] += __shfl_xor_sync(~0u, logit[1], step);
+      }
+      if (lane != 0 || pair >= pairs) continue;
+      int const h = g * group + pair % group, position = extent.position(i);
+      row_class kind = row_class::lazy;
+      if (i < exist) {
+        float const sink = logit[0] * collective::inverse_root<D>;
+        float const mean = logit[1] * collective::inverse_root<D>;
+        float const share = pool_end(i) > first ? 1.f / (1.f + expf(sink - mean)) : 0.f;
+        bool const keeps = selector.keeps({sink, mean, share}, {position, h});
+        if (keeps || is_text_row(in, b, position)) kind = row_class::active;
+      }
+      plan.rows_at(b, h)[i] = kind;
     }
-    plan.rows_at(b, h)[i] = kind;
   }
 }
 

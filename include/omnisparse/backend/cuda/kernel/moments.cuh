@@ -41,7 +41,8 @@ struct block_moments {
   float* count = nullptr;   ///< [lists, blocks], keys that count
   float* radius = nullptr;  ///< [lists, blocks], no key is farther off the mean; for the bound
   std::uint16_t* mean = nullptr;  ///< [lists, blocks, 2, D], leading and trailing part
-  bfloat16* variance = nullptr;   ///< [lists, blocks, D], for the estimate
+  bfloat16* spread = nullptr;     ///< [lists, blocks, D], variance times `weight`, for the estimate
+  float weight = 0.f;             ///< what makes q^2 . spread an addend of q . mean
 
   static block_moments take(detail::arena& arena, pyramid_layout const& layout, int lists,
                             int dim) noexcept {
@@ -52,7 +53,7 @@ struct block_moments {
     m.count = arena.take<float>(n);
     m.radius = arena.take<float>(n);
     m.mean = arena.take<std::uint16_t>(n * 2 * d);
-    m.variance = arena.take<bfloat16>(n * d);
+    m.spread = arena.take<bfloat16>(n * d);
     return m;
   }
   static constexpr std::int64_t bytes(pyramid_layout const& layout, int dim) noexcept {
@@ -127,41 +128,37 @@ inline constexpr int moment_warps = moment_threads / 32;
 template <class T, int D>
 struct block_reader {
   static constexpr int own = D / 32;
-  T const* first;       ///< the channels of key 0
-  std::int64_t stride;  ///< elements from key to key
+  static constexpr int held = 64 / own;  ///< keys in registers at a time
+  T const* first;                        ///< the channels of key 0
+  std::int64_t stride;                   ///< elements from key to key
   bool vectors;
   moment_keys keys;
 
-  /// Calls use(x [own]) for each key of [begin, end) that counts, in order, and after() now and
-  /// then. Returns how many count.
-  template <class Use, class After>
-  __device__ int for_each(int begin, int end, Use const& use, After const& after) const noexcept {
-    int cursor = keys.size > 0 ? keys.first_listed(begin) : 0, count = 0;
+  /// Calls use(x [held][own], bits) for stretches of keys of [begin, end): bit n tells that x[n] is
+  /// a key that counts; the others are 0.
+  template <class Use>
+  __device__ void for_each(int begin, int end, Use const& use) const noexcept {
+    int cursor = keys.size > 0 ? keys.first_listed(begin) : 0;
     for (int base = begin; base < smaller(end, keys.tokens); base += 32) {
-      unsigned const bits = keys.counting(base, end, cursor);
-      count += __popc(bits);
-      if (bits == 0) continue;
+      unsigned const counting = keys.counting(base, end, cursor);
 #pragma unroll 1
-      for (int part = 0; part < 32; part += 8) {
-        float x[8][own];
+      for (int part = 0; part < 32; part += held) {
+        unsigned const bits = counting >> part & (~0u >> (32 - held));
+        if (bits == 0) continue;
+        float x[held][own] = {};
         auto const load = [&](auto whole) {
 #pragma unroll
-          for (int n = 0; n < 8; ++n) {
-            if ((bits >> (part + n) & 1u) != 0) {
+          for (int n = 0; n < held; ++n) {
+            if ((bits >> n & 1u) != 0) {
               collective::load_run(first + (base + part + n) * stride, whole.value, x[n]);
             }
           }
         };
         if (vectors) load(std::true_type{});
         else load(std::false_type{});
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          if ((bits >> (part + n) & 1u) != 0) use(x[n]);
-        }
+        use(x, bits);
       }
-      after();
     }
-    return count;
   }
 };
 
@@ -183,20 +180,20 @@ __device__ inline void load_mean(block_moments const& m, std::int64_t at,
 template <class T, int D>
 __device__ inline void store_block(block_moments const& m, std::int64_t at, float count,
                                    float const (&mean)[D / 32],
-                                   float const (&variance)[D / 32]) noexcept {
+                                   float const (&spread)[D / 32]) noexcept {
   using P = collective::product_t<T>;
   constexpr int own = D / 32;
   int const lane = static_cast<int>(threadIdx.x) % 32;
   auto* const leading = reinterpret_cast<unsigned*>(m.mean_of<T, D>(at) + lane * own);
   auto* const trailing = leading + D / 2;
-  auto* const spread = reinterpret_cast<unsigned*>(m.variance + at * D + lane * own);
+  auto* const spreads = reinterpret_cast<unsigned*>(m.spread + at * D + lane * own);
 #pragma unroll
   for (int d = 0; d < own; d += 2) {
     unsigned low, high;
     collective::split<P>(mean[d], mean[d + 1], low, high);
     leading[d / 2] = low;
     trailing[d / 2] = high;
-    spread[d / 2] = collective::narrow<bfloat16>(variance[d], variance[d + 1]);
+    spreads[d / 2] = collective::narrow<bfloat16>(spread[d], spread[d + 1]);
   }
   if (lane == 0) {
     m.count[at] = count;
@@ -204,9 +201,10 @@ __device__ inline void store_block(block_moments const& m, std::int64_t at, floa
   }
 }
 
-/// Counts, means and variances of the lowest level: a warp a block, each key read twice, the mean
-/// first, then the squared differences. Grid: lists * ceil(blocks / moment_warps), lists fastest,
-/// so that lists of one KV head read the same keys at the same time.
+/// Counts, means and variances of the lowest level, a warp a block: of a few keys at a time the
+/// mean first, then the squared differences, pooled into those of the keys before. Grid: lists *
+/// ceil(blocks / moment_warps), lists fastest, so that lists of one KV head read the same keys at
+/// the same time.
 template <class T, int D, class Inputs>
 __global__ void __launch_bounds__(moment_threads)
     measure_blocks(attention_shape shape, Inputs const __grid_constant__ in,
@@ -225,34 +223,30 @@ __global__ void __launch_bounds__(moment_threads)
                                   collective::has_vector_rows(k),
                                   moment_keys::of(from, extent_of(shape, in, b), b, c, g, block)};
   int const begin = index * block, end = smaller(begin, reader.keys.tokens - block) + block;
-  float mean[own] = {}, variance[own] = {}, part[own] = {};
-  auto const flush = [&part](float(&sum)[own]) {  // short sums first: less is lost to rounding
+  float mean[own] = {}, squares[own] = {}, count = 0.f;
+  reader.for_each(begin, end, [&](auto const& x, unsigned bits) {
+    float const more = static_cast<float>(__popc(bits)), total = count + more;
+    float const each = 1.f / more, part = more / total, both = count * part;
 #pragma unroll
     for (int d = 0; d < own; ++d) {
-      sum[d] += part[d];
-      part[d] = 0.f;
+      float sum = 0.f, off = 0.f;
+#pragma unroll
+      for (int n = 0; n < reader.held; ++n) sum += x[n][d];
+      sum *= each;
+#pragma unroll
+      for (int n = 0; n < reader.held; ++n) {
+        if ((bits >> n & 1u) != 0) off += (x[n][d] - sum) * (x[n][d] - sum);
+      }
+      float const step = sum - mean[d];
+      mean[d] += step * part;
+      squares[d] += off + step * step * both;
     }
-  };
-  int const count = reader.for_each(
-      begin, end,
-      [&](float const(&x)[own]) {
+    count = total;
+  });
+  float const scale = count > 0.f ? m.weight / count : 0.f;
 #pragma unroll
-        for (int d = 0; d < own; ++d) part[d] += x[d];
-      },
-      [&] { flush(mean); });
-  float const share = count > 0 ? 1.f / static_cast<float>(count) : 0.f;
-#pragma unroll
-  for (int d = 0; d < own; ++d) mean[d] *= share;
-  reader.for_each(
-      begin, end,
-      [&](float const(&x)[own]) {
-#pragma unroll
-        for (int d = 0; d < own; ++d) part[d] += (x[d] - mean[d]) * (x[d] - mean[d]);
-      },
-      [&] { flush(variance); });
-#pragma unroll
-  for (int d = 0; d < own; ++d) variance[d] *= share;
-  store_block<T, D>(m, m.at(list, 0, index), static_cast<float>(count), mean, variance);
+  for (int d = 0; d < own; ++d) squares[d] *= scale;
+  store_block<T, D>(m, m.at(list, 0, index), count, mean, squares);
 }
 
 /// Levels [from, to) from those below: a block of threads makes the part of them under one block of
@@ -274,7 +268,7 @@ __global__ void __launch_bounds__(moment_threads)
         count[n] = m.count[m.at(list, level - 1, part + n)];
         total += count[n];
       }
-      float mean[own] = {}, variance[own] = {};
+      float mean[own] = {}, spread[own] = {};
 #pragma unroll
       for (int n = 0; n < fan; ++n) {
         if (count[n] > 0.f) {
@@ -288,18 +282,18 @@ __global__ void __launch_bounds__(moment_threads)
       for (int n = 0; n < fan; ++n) {
         if (count[n] > 0.f) {
           float const share = count[n] / total;
-          float spread[own];
-          collective::load_run(m.variance + m.at(list, level - 1, part + n) * D +
+          float below[own];
+          collective::load_run(m.spread + m.at(list, level - 1, part + n) * D +
                                    static_cast<int>(threadIdx.x) % 32 * own,
-                               true, spread);
+                               true, below);
 #pragma unroll
           for (int d = 0; d < own; ++d) {
             float const off = means[n][d] - mean[d];
-            variance[d] += share * (spread[d] + off * off);
+            spread[d] += share * (below[d] + m.weight * off * off);
           }
         }
       }
-      store_block<T, D>(m, m.at(list, level, index), total, mean, variance);
+      store_block<T, D>(m, m.at(list, level, index), total, mean, spread);
     }
     __syncthreads();
   }
@@ -337,19 +331,20 @@ __global__ void __launch_bounds__(moment_threads)
     std::int64_t const at = m.at(list, level, above);
     float mean[own], most = 0.f, norm = 0.f;
     load_mean<T, D>(m, at, mean);
-    int const count = reader.for_each(
-        begin, end,
-        [&](float const(&x)[own]) {
-          float sum = 0.f;
+    reader.for_each(begin, end, [&](auto const& x, unsigned bits) {
 #pragma unroll
-          for (int d = 0; d < own; ++d) sum += (x[d] - mean[d]) * (x[d] - mean[d]);
-          most = fmaxf(most, over_warp(sum));
-        },
-        [] {});
+      for (int n = 0; n < reader.held; ++n) {
+        float sum = 0.f;
+#pragma unroll
+        for (int d = 0; d < own; ++d) sum += (x[n][d] - mean[d]) * (x[n][d] - mean[d]);
+        sum = over_warp(sum);
+        if ((bits >> n & 1u) != 0) most = fmaxf(most, sum);
+      }
+    });
 #pragma unroll
     for (int d = 0; d < own; ++d) norm += mean[d] * mean[d];
     float const radius = 1.00001f * sqrtf(most) + slack * sqrtf(over_warp(norm));
-    if (lane == 0 && count > 0) {
+    if (lane == 0 && m.count[m.at(list, 0, index)] > 0.f) {
       atomicMax(reinterpret_cast<int*>(m.radius + at), __float_as_int(radius));
     }
   }

@@ -205,10 +205,12 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
     int const plain_end = sees(first);  // keys before it are seen by every row
     int const begin = split * part;
     int const end = smaller(begin + part, sees(smaller(first + tile_type::rows, pairs) - 1));
+    T const* const keys = k.at(b, g);
     auto const stage = [&](int key) {
       T* const to = stages + (key - begin) / probe_stage % 2 * tile_type::stage_elements;
-      collective::stage_rows<T, D, probe_stage, probe_threads>(
-          to, k_vectors, [&](int r) { return key + r < end ? k.at(b, g, key + r) : nullptr; });
+      collective::stage_rows<T, D, probe_stage, probe_threads>(to, k_vectors, [&](int r) {
+        return key + r < end ? keys + (key + r) * k.stride(2) : nullptr;
+      });
       ptx::cp_async_commit();
     };
     collective::log_sum sums[2 * tiles];
@@ -230,10 +232,10 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             int const column = key + n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
-            x[e] = d[n / 2][e / 2][2 * (n % 2) + e % 2] * collective::log2_scale<D>;
+            x[e] = d[n / 2][e / 2][2 * (n % 2) + e % 2];
             if (!plain && column >= ends[n]) x[e] = -__builtin_huge_valf();
           }
-          sums[n].add(x);
+          sums[n].add(x, collective::log2_scale<D>);
         }
       }
     }
@@ -267,10 +269,11 @@ static __global__ void __launch_bounds__(256)
   }
 }
 
-/// What the second pass knows of a staged pair: its log-sum-exp and the ends of its window.
-struct probe_column {
-  float shift;
-  int left, right;  ///< far are the keys before the one, and from the other on
+/// What the second pass knows of a stage of pairs.
+struct probe_columns {
+  float lse[probe_stage];  ///< log2 units; inf where there is no pair
+  int left[probe_stage];   ///< far are the keys before the one, but for the sinks,
+  int right[probe_stage];  ///< and from the other on
 };
 
 /// Second pass: keys as rows in registers, pairs staged in order; a key's mass is added up by the
@@ -285,7 +288,7 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
   using tile_type = probe_tile<T, D>;
   constexpr int tiles = tile_type::tiles;
   extern __shared__ uint4 memory[];
-  __shared__ probe_column columns[2][probe_stage];
+  __shared__ probe_columns columns[2];
   T* const stages = reinterpret_cast<T*>(memory);
   int const steps = ceil_div(scores.keys, tile_type::rows);
   int const slot = static_cast<int>(blockIdx.x) / range.count / steps;
@@ -324,12 +327,11 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
         });
     if (int const r = static_cast<int>(threadIdx.x); r < probe_stage) {
       int const pair = n * probe_stage + r;
-      probe_column none{__builtin_huge_valf(), 0, 0x7fffffff};
-      if (pair < pairs) {
-        key_range const w = window(pair);
-        none = {lse[pair], w.begin, full ? w.end : 0x7fffffff};
-      }
-      columns[buffer][r] = none;
+      probe_columns& column = columns[buffer];
+      key_range const w = window(smaller(pair, pairs - 1));
+      column.lse[r] = pair < pairs ? lse[pair] : __builtin_huge_valf();
+      column.left[r] = pair < pairs ? w.begin : 0;
+      column.right[r] = pair < pairs && full ? w.end : 0x7fffffff;
     }
     ptx::cp_async_commit();
   };
@@ -355,17 +357,19 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
       for (int n0 = 0; n0 < probe_stage; n0 += 16) {
         float d[tiles][2][4] = {};
         tile.multiply(stages + buffer * tile_type::stage_elements, n0, d);
+        probe_columns const& column = columns[buffer];
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          probe_column const column = columns[buffer][n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2];
+          int const pair = n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
+          float const lse_of_pair = column.lse[pair];
 #pragma unroll
           for (int r = 0; r < 2 * tiles; ++r) {
             float share = ptx::ex2(
-                d[r / 2][e / 2][2 * (r % 2) + e % 2] * collective::log2_scale<D> - column.shift);
+                d[r / 2][e / 2][2 * (r % 2) + e % 2] * collective::log2_scale<D> - lse_of_pair);
             if (!plain) {
               int const key = own + 8 * r + lane / 4;
-              bool const far =
-                  key < end && ((key >= near.sinks && key < column.left) || key >= column.right);
+              bool const far = key < end && ((key >= near.sinks && key < column.left[pair]) ||
+                                             key >= column.right[pair]);
               share = far ? share : 0.f;
               sees[r] += far ? 1 : 0;
             }
