@@ -577,6 +577,7 @@ void check_contrast(setting const& set, int first, pool_range range) {
           classes.add(kind == row_class::lazy ? 0 : 9, 0, where + " beyond");
           continue;
         }
+        if ((i + h) % 4 != 0) continue;
         int const position = extent.position(i);
         int const end = range == pool_range::past ? clamped(position + 1, 0, extent.kv_tokens)
                                                   : extent.kv_tokens;

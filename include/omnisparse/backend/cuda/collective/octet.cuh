@@ -138,24 +138,60 @@ __device__ inline operand_t<T> load_octet(T const* from, bool vectors) noexcept 
   return o;
 }
 
-/// The squares of eight elements, in bfloat16, which has their range.
+/// Eight elements of rows l / 4 and l / 4 + 8 of a left operand, in the order of the registers of
+/// the two instructions that they feed.
 template <class P, int Parts>
-__device__ inline octet<bfloat16, 1> squares_of(octet<P, Parts> const& x) noexcept {
-  octet<bfloat16, 1> y;
+struct row_pair {
+  unsigned part[Parts][2][4];
+};
+
+template <class P, int Parts>
+__device__ inline row_pair<P, Parts> pair_rows(octet<P, Parts> const& low,
+                                               octet<P, Parts> const& high) noexcept {
+  row_pair<P, Parts> r;
 #pragma unroll
-  for (int n = 0; n < 4; ++n) {
+  for (int p = 0; p < Parts; ++p) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      r.part[p][n / 2][n % 2 * 2] = low.part[p][n];
+      r.part[p][n / 2][n % 2 * 2 + 1] = high.part[p][n];
+    }
+  }
+  return r;
+}
+
+/// The same rows, for operands that many products use: a shuffle of a lane with itself, which the
+/// compiler does not see through, puts them where the instruction wants them once, and not by moves
+/// before each use.
+template <class P, int Parts>
+__device__ inline row_pair<P, Parts> settled(row_pair<P, Parts> x) noexcept {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int n = 0; n < 8 * Parts; ++n) {
+    unsigned& bits = x.part[n / 8][n / 4 % 2][n % 4];
+    bits = __shfl_sync(~0u, bits, lane);
+  }
+  return x;
+}
+
+/// The squares of a pair of rows, in bfloat16, which has their range.
+template <class P, int Parts>
+__device__ inline row_pair<bfloat16, 1> squares_of(row_pair<P, Parts> const& x) noexcept {
+  row_pair<bfloat16, 1> y;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
     if constexpr (std::is_same_v<P, bfloat16> && Parts == 1) {
-      auto const pair = same_bits<__nv_bfloat162>(x.part[0][n]);
-      y.part[0][n] = same_bits<unsigned>(__hmul2(pair, pair));
+      auto const pair = same_bits<__nv_bfloat162>(x.part[0][n / 4][n % 4]);
+      y.part[0][n / 4][n % 4] = same_bits<unsigned>(__hmul2(pair, pair));
     } else {
-      float2 sum = {};
+      float2 sum = widen<P>(x.part[0][n / 4][n % 4]);
 #pragma unroll
-      for (int p = 0; p < Parts; ++p) {
-        float2 const part = widen<P>(x.part[p][n]);
+      for (int p = 1; p < Parts; ++p) {
+        float2 const part = widen<P>(x.part[p][n / 4][n % 4]);
         sum.x += part.x;
         sum.y += part.y;
       }
-      y.part[0][n] = narrow<bfloat16>(sum.x * sum.x, sum.y * sum.y);
+      y.part[0][n / 4][n % 4] = narrow<bfloat16>(sum.x * sum.x, sum.y * sum.y);
     }
   }
   return y;
@@ -167,9 +203,9 @@ __device__ inline float square_sum(octet<P, Parts> const& x) noexcept {
   float total = 0.f;
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
-    float2 sum = {};
+    float2 sum = widen<P>(x.part[0][n]);
 #pragma unroll
-    for (int p = 0; p < Parts; ++p) {
+    for (int p = 1; p < Parts; ++p) {
       float2 const part = widen<P>(x.part[p][n]);
       sum.x += part.x;
       sum.y += part.y;
@@ -179,21 +215,19 @@ __device__ inline float square_sum(octet<P, Parts> const& x) noexcept {
   return total;
 }
 
-/// d [16, 8] += a [16, 32] b [8, 32]^T: `low` and `high` are rows l / 4 and l / 4 + 8 of a, `b` is
-/// row l / 4 of b. The product of two trailing parts is left out.
+/// d [16, 8] += a [16, 32] b [8, 32]^T: `a` holds rows l / 4 and l / 4 + 8, `b` row l / 4. The
+/// product of two trailing parts is left out.
 template <class P, int PartsA, int PartsB>
-__device__ inline void multiply(float (&d)[4], octet<P, PartsA> const& low,
-                                octet<P, PartsA> const& high, octet<P, PartsB> const& b) noexcept {
+__device__ inline void multiply(float (&d)[4], row_pair<P, PartsA> const& a,
+                                octet<P, PartsB> const& b) noexcept {
 #pragma unroll
-  for (int step = 0; step < 4; step += 2) {
+  for (int step = 0; step < 2; ++step) {
 #pragma unroll
     for (int pa = 0; pa < PartsA; ++pa) {
 #pragma unroll
       for (int pb = 0; pb < PartsB; ++pb) {
         if (pa + pb >= larger(PartsA, PartsB)) continue;
-        unsigned const a[4] = {low.part[pa][step], high.part[pa][step], low.part[pa][step + 1],
-                               high.part[pa][step + 1]};
-        ptx::mma_m16n8k16<P>(d, a, b.part[pb][step], b.part[pb][step + 1]);
+        ptx::mma_m16n8k16<P>(d, a.part[pa][step], b.part[pb][2 * step], b.part[pb][2 * step + 1]);
       }
     }
   }

@@ -78,8 +78,8 @@ struct far_shared {
   static constexpr int stride = collective::stage_stride<mean_type, D>;
   mean_type mean[2][far_columns * stride];  ///< leading and trailing parts
   bfloat16 spread[far_columns * stride];
-  float bias[far_columns];    ///< log2 of the keys that count, -inf for none
-  float radius[far_columns];  ///< 0 unless the bound is asked for
+  alignas(8) float bias[far_columns];  ///< log2 of the keys that count, -inf for none
+  float radius[far_columns];           ///< 0 unless the bound is asked for
   int entries[far_listed];
   int count;     ///< columns of the whole list
   float cut[2];  ///< keys that count in the two cut blocks
@@ -120,7 +120,7 @@ __device__ inline void load_columns(far_shared<T, D>& s, block_moments const& m,
 /// The products of 32 rows of a warp with a tile of columns. The rows are read once a tile, a few
 /// steps ahead, and never kept.
 template <class T, int D>
-struct far_products_of {
+struct far_rows {
   float d[far_products][2][4];           ///< by eight columns, by 16 rows
   float square[4];                       ///< |q|^2, this lane's part, for the bound
   collective::operand_t<T> ahead[2][4];  ///< the next two steps of rows 8 n + lane / 4
@@ -136,10 +136,16 @@ struct far_products_of {
     int const lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int step = 0; step < D / 32; ++step) {
-      auto const& q = ahead[step % 2];
-      collective::octet<bfloat16, 1> squares[4];
+      auto const& next = ahead[step % 2];
+      auto const low = collective::pair_rows(next[0], next[1]);
+      auto const high = collective::pair_rows(next[2], next[3]);
+      if (bound) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) squares[n] = collective::squares_of(q[n]);
+        for (int n = 0; n < 4; ++n) square[n] += collective::square_sum(next[n]);
+      }
+      if (step + 2 < D / 32) load(rows, step + 2, vectors);
+      auto const low_squares = collective::squares_of(low);
+      auto const high_squares = collective::squares_of(high);
 #pragma unroll
       for (int p = 0; p < far_products; ++p) {
         if (8 * p >= columns) break;
@@ -152,18 +158,13 @@ struct far_products_of {
           mean.part[0][n] = leading.part[0][n];
           mean.part[1][n] = trailing.part[0][n];
         }
-        collective::multiply(d[p][0], q[0], q[1], mean);
-        collective::multiply(d[p][1], q[2], q[3], mean);
+        collective::multiply(d[p][0], low, mean);
+        collective::multiply(d[p][1], high, mean);
         if (bound) continue;
         auto const spread = collective::staged_octet<D>(s.spread, row, step);
-        collective::multiply(d[p][0], squares[0], squares[1], spread);
-        collective::multiply(d[p][1], squares[2], squares[3], spread);
+        collective::multiply(d[p][0], low_squares, spread);
+        collective::multiply(d[p][1], high_squares, spread);
       }
-      if (bound) {
-#pragma unroll
-        for (int n = 0; n < 4; ++n) square[n] += collective::square_sum(q[n]);
-      }
-      if (step + 2 < D / 32) load(rows, step + 2, vectors);
     }
   }
 };
@@ -240,17 +241,13 @@ __global__ void __launch_bounds__(far_threads, 4)
     for (int r0 = 0; r0 < pairs; r0 += far_threads) {
       // Row 8 n + lane / 4 of the warp's 32 is seen by four lanes; the n-th of them decides for it.
       int const own = r0 + warp * 32, mine = own + 8 * (lane % 4) + lane / 4;
-      bool const idle = own >= pairs;
       int const i = first + smaller(mine, pairs - 1) / group;
       int const h = g * group + smaller(mine, pairs - 1) % group;
-      T const* const my_row = q.at(b, h, i);
+      auto const my_row = static_cast<unsigned long long>(q.at(b, h, i) - q.data);
       T const* rows[4];
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        int const source = (lane & ~3) + n;
-        rows[n] = reinterpret_cast<T const*>(
-                      __shfl_sync(~0u, reinterpret_cast<unsigned long long>(my_row), source)) +
-                  lane % 4 * 8;
+        rows[n] = q.data + __shfl_sync(~0u, my_row, (lane & ~3) + n) + lane % 4 * 8;
       }
       float const my_seen = seen(b, h, i);
       row_class& kind = from.plan.rows_at(b, h)[i];
@@ -258,11 +255,9 @@ __global__ void __launch_bounds__(far_threads, 4)
       bool const text = is_text_row(in, b, extent.position(i));
       collective::log_sum sums[4];
       for (int tile = 0; tile == 0 || tile * far_columns < count; ++tile) {
-        far_products_of<T, D> products = {};
-        if (!idle) {
-          products.load(rows, 0, vectors);
-          products.load(rows, 1, vectors);
-        }
+        far_rows<T, D> products = {};
+        products.load(rows, 0, vectors);
+        products.load(rows, 1, vectors);
         if (int const listed = tile * far_columns % far_listed; r0 == 0 || count > far_columns) {
           __syncthreads();
           if (threadIdx.x == 0 && listed == 0 && (r0 == 0 || count > far_listed)) {
@@ -277,7 +272,6 @@ __global__ void __launch_bounds__(far_threads, 4)
           count = s.count;
           load_columns(s, m, list, tile * far_columns, listed, bound);
         }
-        if (idle) continue;
         products.multiply(s, rows, count - tile * far_columns, vectors, bound);
         // The far keys of the two cut blocks differ from row to row.
         float cut_bias[2] = {};
@@ -291,27 +285,31 @@ __global__ void __launch_bounds__(far_threads, 4)
         }
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-          float norm = 0.f;
+          float const cuts[2] = {__shfl_sync(~0u, cut_bias[0], (lane & ~3) + n),
+                                 __shfl_sync(~0u, cut_bias[1], (lane & ~3) + n)};
+          bool const cut = tile == 0 && lane % 4 == 0;
+          float x[2 * far_products];
+#pragma unroll
+          for (int p = 0; p < far_products; ++p) {
+            float2 bias = *reinterpret_cast<float2 const*>(s.bias + 8 * p + 2 * (lane % 4));
+            if (p == 0 && cut) bias = {cuts[0], cuts[1]};
+            x[2 * p] = products.d[p][n / 2][2 * (n % 2)] * collective::log2_scale<D> + bias.x;
+            x[2 * p + 1] =
+                products.d[p][n / 2][2 * (n % 2) + 1] * collective::log2_scale<D> + bias.y;
+          }
           if (bound) {
-            norm = products.square[n];
+            float norm = products.square[n];
             norm += __shfl_xor_sync(~0u, norm, 1);
             norm += __shfl_xor_sync(~0u, norm, 2);
             norm = sqrtf(norm) * collective::log2_scale<D>;
-          }
-          float const cuts[2] = {__shfl_sync(~0u, cut_bias[0], (lane & ~3) + n),
-                                 __shfl_sync(~0u, cut_bias[1], (lane & ~3) + n)};
-          float x[2 * far_products];
 #pragma unroll
-          for (int e = 0; e < 2 * far_products; ++e) {
-            int const column = e / 2 * 8 + 2 * (lane % 4) + e % 2;
-            bool const cut = e < 2 && tile == 0 && lane % 4 == 0;
-            x[e] = products.d[e / 2][n / 2][2 * (n % 2) + e % 2] * collective::log2_scale<D> +
-                   (cut ? cuts[e % 2] : s.bias[column]) + norm * s.radius[column];
+            for (int e = 0; e < 2 * far_products; ++e) {
+              x[e] += norm * s.radius[e / 2 * 8 + 2 * (lane % 4) + e % 2];
+            }
           }
           sums[n].add(x);
         }
       }
-      if (idle) continue;
       float far = 0.f;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {

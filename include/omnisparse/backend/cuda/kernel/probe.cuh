@@ -124,20 +124,25 @@ struct probe_tile {
   static constexpr int bytes = 2 * collective::stage_bytes<T, D>(probe_stage);
   static constexpr int stage_elements = probe_stage * collective::stage_stride<T, D>;
 
-  collective::operand_t<T> held[tiles][2][D / 32];
+  collective::row_pair<collective::product_t<T>, collective::product_parts<T>> held[tiles][D / 32];
 
   /// Takes the warp's rows: row_of(r) for r < warp_rows is a row, or null for zeros.
   template <class RowOf>
   __device__ void hold(bool vectors, RowOf const& row_of) noexcept {
     int const lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-    for (int n = 0; n < 2 * tiles; ++n) {
-      T const* const row = row_of(8 * n + lane / 4);
+    for (int t = 0; t < tiles; ++t) {
+      T const* const rows[2] = {row_of(16 * t + lane / 4), row_of(16 * t + 8 + lane / 4)};
 #pragma unroll
       for (int step = 0; step < D / 32; ++step) {
-        held[n / 2][n % 2][step] =
-            row == nullptr ? collective::operand_t<T>{}
-                           : collective::load_octet(row + lane % 4 * 8 + step * 32, vectors);
+        collective::operand_t<T> both[2] = {};
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          if (rows[n] != nullptr) {
+            both[n] = collective::load_octet(rows[n] + lane % 4 * 8 + step * 32, vectors);
+          }
+        }
+        held[t][step] = collective::settled(collective::pair_rows(both[0], both[1]));
       }
     }
   }
@@ -150,9 +155,7 @@ struct probe_tile {
       for (int n = 0; n < 2; ++n) {
         auto const b = collective::staged_octet<D>(stage, first + 8 * n + lane / 4, step);
 #pragma unroll
-        for (int t = 0; t < tiles; ++t) {
-          collective::multiply(d[t][n], held[t][0][step], held[t][1][step], b);
-        }
+        for (int t = 0; t < tiles; ++t) collective::multiply(d[t][n], held[t][step], b);
       }
     }
   }
@@ -221,23 +224,26 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
       if (key + probe_stage < end) stage(key + probe_stage);
       if (own >= pairs) continue;
       T const* const at = stages + (key - begin) / probe_stage % 2 * tile_type::stage_elements;
-      bool const plain = key + probe_stage <= plain_end;
+      auto const add = [&](auto plain) {
 #pragma unroll 1
-      for (int n0 = 0; n0 < probe_stage; n0 += 16) {
-        float d[tiles][2][4] = {};
-        tile.multiply(at, n0, d);
+        for (int n0 = 0; n0 < probe_stage; n0 += 16) {
+          float d[tiles][2][4] = {};
+          tile.multiply(at, n0, d);
 #pragma unroll
-        for (int n = 0; n < 2 * tiles; ++n) {
-          float x[4];
+          for (int n = 0; n < 2 * tiles; ++n) {
+            float x[4];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            int const column = key + n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
-            x[e] = d[n / 2][e / 2][2 * (n % 2) + e % 2];
-            if (!plain && column >= ends[n]) x[e] = -__builtin_huge_valf();
+            for (int e = 0; e < 4; ++e) {
+              int const column = key + n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
+              bool const sees = plain.value || column < ends[n];
+              x[e] = sees ? d[n / 2][e / 2][2 * (n % 2) + e % 2] : -__builtin_huge_valf();
+            }
+            sums[n].add(x, collective::log2_scale<D>);
           }
-          sums[n].add(x, collective::log2_scale<D>);
         }
-      }
+      };
+      if (key + probe_stage <= plain_end) add(std::true_type{});
+      else add(std::false_type{});
     }
     __syncthreads();  // before the next item's stages
 #pragma unroll
@@ -351,33 +357,34 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
       ptx::cp_async_wait<0>();
       __syncthreads();
       if (following < count) stage(following, buffer ^ 1);
-      if (plain) plain_pairs += smaller(probe_stage, pairs - n * probe_stage);
-      n = following;
-#pragma unroll 1
-      for (int n0 = 0; n0 < probe_stage; n0 += 16) {
-        float d[tiles][2][4] = {};
-        tile.multiply(stages + buffer * tile_type::stage_elements, n0, d);
+      auto const add = [&](auto plain, int pair0) {
         probe_columns const& column = columns[buffer];
+#pragma unroll 1
+        for (int n0 = 0; n0 < probe_stage; n0 += 16) {
+          float d[tiles][2][4] = {};
+          tile.multiply(stages + buffer * tile_type::stage_elements, n0, d);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          int const pair = n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
-          float const lse_of_pair = column.lse[pair];
+          for (int e = 0; e < 4; ++e) {
+            int const pair = n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
+            float const lse_of_pair = column.lse[pair];
+            int const left = column.left[pair], right = column.right[pair];
 #pragma unroll
-          for (int r = 0; r < 2 * tiles; ++r) {
-            float share = ptx::ex2(
-                d[r / 2][e / 2][2 * (r % 2) + e % 2] * collective::log2_scale<D> - lse_of_pair);
-            if (!plain) {
+            for (int r = 0; r < 2 * tiles; ++r) {
               int const key = own + 8 * r + lane / 4;
-              bool const far = key < end && ((key >= near.sinks && key < column.left[pair]) ||
-                                             key >= column.right[pair]);
-              share = far ? share : 0.f;
-              sees[r] += far ? 1 : 0;
+              bool const far = plain.value || (key >= near.sinks && key < left) || key >= right;
+              float const share = ptx::ex2(
+                  d[r / 2][e / 2][2 * (r % 2) + e % 2] * collective::log2_scale<D> - lse_of_pair);
+              mass[r] += far ? share : 0.f;
+              peak[r] = fmaxf(peak[r], far ? share : 0.f);
+              if (!plain.value) sees[r] += far ? 1 : 0;
             }
-            mass[r] += share;
-            peak[r] = fmaxf(peak[r], share);
           }
         }
-      }
+        if (plain.value) plain_pairs += smaller(probe_stage, pairs - pair0);
+      };
+      if (plain) add(std::true_type{}, n * probe_stage);
+      else add(std::false_type{}, n * probe_stage);
+      n = following;
     }
   }
 #pragma unroll
