@@ -92,31 +92,96 @@ void pack_list(attention_call<T, host> const& call, plan_view<host> const& plan,
   }
 }
 
-/// The limits of row r of a tile at `position` in each run; returns the number of runs of the
-/// class. Lazy: window, sinks. Active: window, list before it, and list behind it under
-/// `mask::full`.
-template <class A>
-int set_limits(thread_scratch<A> const& s, int r, row_class kind, int position, int kv_tokens,
-               near_field const& near, mask limit, int const* list, int list_size) noexcept {
-  key_range const window = kind == row_class::rescued
-                               ? near_field::visible(position, kv_tokens, limit)
-                               : near.window_of(position, kv_tokens, limit);
-  s.begin(0)[r] = window.begin;
-  s.end(0)[r] = window.end;
-  if (kind == row_class::rescued) return 1;
-  s.begin(1)[r] = 0;
-  if (kind == row_class::lazy) {
-    s.end(1)[r] = near.sinks_of(position, kv_tokens, limit).end;
-    return near.sinks > 0 ? 2 : 1;
+/// Where rows of one tile, ascending by position, find their limits in an ascending list: searches
+/// on from the last answer.
+struct list_cursor {
+  int const* list = nullptr;
+  int size = 0;
+  int key = 0;
+  int at = 0;  ///< entries below key
+
+  int below(int next) noexcept {
+    // Entries are distinct: at most next - key of them lie between.
+    int const* const last = list + smaller(size, at + larger(0, next - key));
+    at = static_cast<int>(std::lower_bound(list + at, last, next) - list);
+    key = next;
+    return at;
   }
-  auto const below = [&](int key) {
-    return static_cast<int>(std::lower_bound(list, list + list_size, key) - list);
-  };
-  s.end(1)[r] = below(window.begin);
-  if (limit == mask::causal) return 2;
-  s.begin(2)[r] = below(window.end);
-  s.end(2)[r] = list_size;
-  return 3;
+};
+
+/// The head of the group and the position of row r of a tile.
+struct tile_rows_view {
+  int const* rows = nullptr;  ///< codes
+  int group = 1;
+  int first_head = 0;
+  sequence_extent extent;
+  int b = 0;
+
+  int index(int r) const noexcept { return rows[r] / group; }
+  int head(int r) const noexcept { return first_head + rows[r] % group; }
+  int position(int r) const noexcept { return extent.position(index(r)); }
+};
+
+template <class T>
+tile_rows_view rows_of_tile(attention_call<T, host> const& call, row_units const& units,
+                            row_tile const& tile) noexcept {
+  row_unit const& u = units.units[tile.unit];
+  int const group = call.shape.group();
+  return {units.rows_of(call.shape, u) + tile.first, group, u.g * group,
+          extent_of(call.shape, call.in, u.b), u.b};
+}
+
+/// Packs the rows of a tile.
+template <class T>
+void pack_tile(attention_call<T, host> const& call, tile_rows_view const& rows, int count,
+               thread_scratch<accumulator_t<T>> const& s) noexcept {
+  using A = accumulator_t<T>;
+  pack_rows<A>([&](int r) { return call.q.at(rows.b, rows.head(r), rows.index(r)); }, count,
+               call.shape.dim, score_scale<A>(call.shape.dim), s.q);
+}
+
+/// The runs of a tile, their limits in `s`. Lazy rows: window, sinks. Active: window, list before
+/// it, and list behind it under `mask::full`. Rescued: everything. Returns their number.
+template <class T>
+int set_runs(attention_call<T, host> const& call, near_field const& near, mask limit,
+             attend_memory<accumulator_t<T>> const& m, row_tile const& tile,
+             tile_rows_view const& rows, thread_scratch<accumulator_t<T>> const& s,
+             key_run<accumulator_t<T>>* all) noexcept {
+  using A = accumulator_t<T>;
+  row_unit const& u = m.units.units[tile.unit];
+  int const tokens = rows.extent.kv_tokens;
+  list_cursor before{m.positions + u.list_at, u.list_size}, behind = before;
+  for (int r = 0; r < tile.rows; ++r) {
+    int const position = rows.position(r);
+    key_range const window = tile.kind == row_class::rescued
+                                 ? near_field::visible(position, tokens, limit)
+                                 : near.window_of(position, tokens, limit);
+    s.begin(0)[r] = window.begin;
+    s.end(0)[r] = window.end;
+    s.begin(1)[r] = 0;
+    if (tile.kind == row_class::lazy) {
+      s.end(1)[r] = near.sinks_of(position, tokens, limit).end;
+    } else if (tile.kind == row_class::active) {
+      s.end(1)[r] = before.below(window.begin);
+      s.begin(2)[r] = limit == mask::full ? behind.below(window.end) : u.list_size;
+      s.end(2)[r] = u.list_size;
+    }
+  }
+  std::ptrdiff_t const slot = std::ptrdiff_t{u.b} * call.shape.kv_heads + u.g;
+  bool const values = !call.v.is_null();
+  key_run<A> const whole{m.kv.panels_at(slot), values ? m.kv.values_at(slot) : nullptr, nullptr,
+                         nullptr, m.kv.finite[slot] != 0};
+  key_run<A> const list{m.lists.panels_at(0, u.list_at),
+                        values ? m.lists.values_at(0, u.list_at) : nullptr, nullptr, nullptr,
+                        u.list_finite};
+  for (int n = 0; n < thread_scratch<A>::most_runs; ++n) {
+    all[n] = n > 0 && tile.kind == row_class::active ? list : whole;
+    all[n].begin = s.begin(n);
+    all[n].end = s.end(n);
+  }
+  if (tile.kind == row_class::rescued) return 1;
+  if (tile.kind == row_class::lazy) return near.sinks > 0 ? 2 : 1;
+  return limit == mask::causal ? 2 : 3;
 }
 
 /// Runs one tile and gives each row to emit(b, h, i, tile scratch, r).
@@ -124,35 +189,28 @@ template <class T, class Emit>
 void run_tile(attention_call<T, host> const& call, near_field const& near, mask limit,
               attend_memory<accumulator_t<T>> const& m, row_tile const& tile,
               thread_scratch<accumulator_t<T>> const& s, Emit const& emit) noexcept {
-  using A = accumulator_t<T>;
-  attention_shape const& shape = call.shape;
-  row_unit const& u = m.units.units[tile.unit];
-  sequence_extent const extent = extent_of(shape, call.in, u.b);
-  int const* const rows = m.units.rows_of(shape, u) + tile.first;
-  int const group = shape.group();
-  auto const head = [&](int r) { return u.g * group + rows[r] % group; };
-  pack_rows<A>([&](int r) { return call.q.at(u.b, head(r), rows[r] / group); }, tile.rows,
-               shape.dim, score_scale<A>(shape.dim), s.q);
-  int runs = 0;
-  for (int r = 0; r < tile.rows; ++r) {
-    runs = set_limits(s, r, tile.kind, extent.position(rows[r] / group), extent.kv_tokens, near,
-                      limit, m.positions + u.list_at, u.list_size);
+  tile_rows_view const rows = rows_of_tile(call, m.units, tile);
+  pack_tile(call, rows, tile.rows, s);
+  key_run<accumulator_t<T>> all[thread_scratch<accumulator_t<T>>::most_runs];
+  int const runs = set_runs(call, near, limit, m, tile, rows, s, all);
+  attend_tile(s.q, tile.rows, call.shape.dim, all, runs, s.tile);
+  for (int r = 0; r < tile.rows; ++r) emit(rows.b, rows.head(r), rows.index(r), s.tile, r);
+}
+
+/// Gives the lists of units from `first` on places in `m.lists`, as many as fit, `most` at most.
+/// Returns the unit behind them.
+template <class A>
+int place_lists(attend_memory<A>& m, int first, int most) noexcept {
+  int last = first;
+  std::ptrdiff_t used = 0;
+  for (; last < smaller(m.units.count, first + most); ++last) {
+    row_unit& u = m.units.units[last];
+    int const size = padded_keys<A>(u.list_size);
+    if (used + size > m.lists.slot_keys) break;
+    u.list_at = used;
+    used += size;
   }
-  std::ptrdiff_t const slot = std::ptrdiff_t{u.b} * shape.kv_heads + u.g;
-  bool const values = !call.v.is_null();
-  key_run<A> const whole{m.kv.panels_at(slot), values ? m.kv.values_at(slot) : nullptr, nullptr,
-                         nullptr, m.kv.finite[slot] != 0};
-  key_run<A> const list{m.lists.panels_at(0, u.list_at),
-                        values ? m.lists.values_at(0, u.list_at) : nullptr, nullptr, nullptr,
-                        u.list_finite};
-  key_run<A> all[thread_scratch<A>::most_runs];
-  for (int n = 0; n < runs; ++n) {
-    all[n] = n > 0 && tile.kind == row_class::active ? list : whole;
-    all[n].begin = s.begin(n);
-    all[n].end = s.end(n);
-  }
-  attend_tile(s.q, tile.rows, shape.dim, all, runs, s.tile);
-  for (int r = 0; r < tile.rows; ++r) emit(u.b, head(r), rows[r] / group, s.tile, r);
+  return last;
 }
 
 /// Attends all rows of `choice` and gives each to emit(b, h, i, tile scratch, r). The call's keys
@@ -161,24 +219,15 @@ template <class T, class Emit>
 void attend_rows(attention_call<T, host> const& call, row_choice const& choice,
                  near_field const& near, mask limit, attend_memory<accumulator_t<T>>& m,
                  Emit const& emit) noexcept {
-  using A = accumulator_t<T>;
   attention_shape const& shape = call.shape;
   gather_rows(call, choice, near, limit, m.threads, m.units);
   for (int first = 0; first < m.units.count;) {
-    int last = first;
-    std::ptrdiff_t used = 0;
-    for (; last < m.units.count; ++last) {
-      row_unit& u = m.units.units[last];
-      int const size = padded_keys<A>(u.list_size);
-      if (used + size > m.lists.slot_keys) break;
-      u.list_at = used;
-      used += size;
-    }
+    int const last = place_lists(m, first, m.units.count);
     parallel_for(m.threads, last - first, [&](long long n, int) {
       row_unit& u = m.units.units[first + n];
       if (u.list_size > 0) pack_list(call, choice.plan, u, m);
     });
-    int const tiles = cut_tiles(m.units, first, last, shape, near, limit, m.tiles);
+    int const tiles = cut_tiles(m.units, every_class, first, last, shape, near, limit, m.tiles);
     parallel_for(m.threads, tiles, [&](long long n, int thread) {
       run_tile(call, near, limit, m, m.tiles[n], m.scratch_of(thread, shape.dim), emit);
     });
@@ -193,20 +242,6 @@ auto store_rows(attention_call<T, host> const& call) noexcept {
     store_tile_row(tile, r, call.shape.dim, call.out.at(b, h, i));
     if (!call.lse.is_null()) call.lse(b, h, i) = tile_lse(tile, r);
   };
-}
-
-/// Measures what the rows of `choice` see, without values: their log-sum-exps into `lse`
-/// [batch, q_heads, q_tokens]. The units in `m` are left as those of the choice.
-template <class T>
-void measure_rows(attention_call<T, host> const& call, row_choice const& choice,
-                  near_field const& near, mask limit, attend_memory<accumulator_t<T>>& m,
-                  lse_view<T> const& lse) noexcept {
-  attention_call<T, host> keys_only = call;
-  keys_only.v = {};
-  attend_rows(keys_only, choice, near, limit, m,
-              [&](int b, int h, int i, auto const& tile, int r) {
-                lse(b, h, i) = tile_lse(tile, r);
-              });
 }
 
 /// Rows that do not exist see nothing: out 0, lse -inf.

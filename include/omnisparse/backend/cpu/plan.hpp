@@ -8,6 +8,7 @@
 #include <omnisparse/rescue/none.hpp>
 
 #include <cmath>
+#include <utility>
 
 namespace omnisparse::cpu {
 
@@ -24,35 +25,49 @@ struct wants {
 /// The memory of planning, beside attend_memory.
 template <class A>
 struct plan_memory {
+  static constexpr int most_slots = 32;  // lists whose moments are held at a time
   probe_memory<A> probe;
   block_moments<A> moments;
-  tensor_view<A, host, 3> lse;  ///< [batch, q_heads, q_tokens], of near fields or what rows see
-  double* sums = nullptr; ///< [threads, 2 dim], running sums of keys
+  tensor_view<A, host, 3> lse;  ///< [batch, q_heads, q_tokens], nats, of what rows see
+  A* high = nullptr;            ///< [batch, q_heads, q_tokens], of windows, as in tile_scratch
+  A* total = nullptr;           ///< [batch, q_heads, q_tokens]
+  double* sums = nullptr;       ///< [threads, 2 dim], running sums of keys
   std::byte* far = nullptr;
   std::size_t far_bytes = 0;
   int block = 64;  ///< the smaller block of both estimates
+  int blocks = 0;  ///< of a slot
+  int slots = 0;   ///< of moments
 
   template <class Arena, class Policies>
   static plan_memory take(Arena& arena, attention_shape const& shape, Policies const& p,
                           int threads) noexcept {
     constexpr bool estimates = wants<Policies>::far || wants<Policies>::coverage;
     auto const threads_n = static_cast<std::size_t>(threads);
+    int const rows = larger(1, shape.q_tokens);
+    int const chunk_rows = p.rows.rows > 0 ? smaller(p.rows.rows, rows) : rows;
     plan_memory m;
     m.block = smaller(detail::estimate_of(p.selector).block, detail::estimate_of(p.rescue).block);
-    m.probe = probe_memory<A>::take(arena, shape,
-                                    p.rows.rows > 0 ? smaller(p.rows.rows, larger(1, shape.q_tokens))
-                                                    : larger(1, shape.q_tokens));
+    m.probe = probe_memory<A>::take(arena, shape, chunk_rows, threads);
     if constexpr (wants<Policies>::contrast) {
       m.sums = arena.template take<double>(threads_n * 2 * static_cast<std::size_t>(shape.dim));
     }
     if constexpr (estimates) {
-      m.moments = block_moments<A>::take(arena, shape.kv_tokens, m.block, shape.dim);
+      std::int64_t const lists =
+          std::int64_t{shape.batch} * shape.kv_heads * ceil_div(rows, chunk_rows);
+      m.slots = static_cast<int>(std::min(lists, std::int64_t{most_slots}));
+      m.blocks = block_moments<A>::blocks(shape.kv_tokens, m.block);
+      m.moments =
+          block_moments<A>::take(arena, static_cast<std::size_t>(m.slots), m.blocks, shape.dim);
       m.lse = {nullptr, {shape.batch, shape.q_heads, shape.q_tokens}};
       m.lse.data = arena.template take<A>(static_cast<std::size_t>(m.lse.size()));
       detail::arena one;
       far_scratch<A>::take(one, shape.kv_tokens, m.block, shape.dim);
       m.far_bytes = round_up(one.needed(), std::size_t{256});
       m.far = arena.template take<std::byte>(m.far_bytes * threads_n);
+    }
+    if constexpr (wants<Policies>::far && wants<Policies>::coverage) {
+      m.high = arena.template take<A>(static_cast<std::size_t>(m.lse.size()));
+      m.total = arena.template take<A>(static_cast<std::size_t>(m.lse.size()));
     }
     return m;
   }
@@ -116,8 +131,9 @@ void select_rows(attention_call<T, host> const& call, Policies const& p,
           on_sink /= root * larger(1, sinks);
           on_pool /= root * larger(1, pooled);
           double const share = pooled > 0 ? 1.0 / (1.0 + std::exp(on_sink - on_pool)) : 0.0;
-          keeps = p.selector.keeps({static_cast<float>(on_sink), static_cast<float>(on_pool),
-                                    static_cast<float>(share)}, {position, h});
+          keeps = p.selector.keeps(
+              {static_cast<float>(on_sink), static_cast<float>(on_pool), static_cast<float>(share)},
+              {position, h});
         } else if constexpr (!wants<Policies>::far) {
           keeps = p.selector.keeps({}, {position, h});
         }
@@ -127,38 +143,32 @@ void select_rows(attention_call<T, host> const& call, Policies const& p,
   });
 }
 
-/// Estimates what lies beyond the near field of each row in `rows` of a unit and calls
-/// decide(b, h, i, lse_far). Rows ascend by position.
-template <class T, class Decide>
-void estimate_rows(attention_call<T, host> const& call, near_field const& near, mask limit,
-                   far_estimate const& estimate, row_unit const& u, int const* rows, int count,
-                   attend_memory<accumulator_t<T>> const& m,
-                   plan_memory<accumulator_t<T>> const& pm, Decide const& decide) noexcept {
-  attention_shape const& shape = call.shape;
-  sequence_extent const extent = extent_of(shape, call.in, u.b);
-  int const group = shape.group(), size = estimate.block;
-  auto const head = [&](int n) { return u.g * group + rows[n] % group; };
-  parallel_for(m.threads, ceil_div(count, tile_rows), [&](long long tile, int thread) {
-    auto const s = m.scratch_of(thread, shape.dim);
-    auto const f = pm.far_of(thread, shape);
-    int const end = smaller(count, static_cast<int>(tile + 1) * tile_rows);
-    key_range windows[tile_rows];
-    for (int first = static_cast<int>(tile) * tile_rows, last = first; first < end; first = last) {
-      for (; last < end; ++last) {  // rows that share their whole blocks
-        windows[last - first] = near.window_of(extent.position(rows[last] / group),
-                                               extent.kv_tokens, limit);
-        key_range const w = windows[last - first];
-        if (w.begin / size != windows[0].begin / size ||
-            (limit == mask::full && ceil_div(w.end, size) != ceil_div(windows[0].end, size))) {
-          break;
-        }
-      }
-      estimate_far<T>([&](int r) { return call.q.at(u.b, head(first + r), rows[first + r] / group); },
-                      windows, last - first, near, limit, extent.kv_tokens, shape.dim, estimate,
-                      pm.moments, s, f, [&](int r, accumulator_t<T> lse) {
-                        decide(u.b, head(first + r), rows[first + r] / group, lse);
-                      });
-    }
+/// Measures the moments of `count` slots: key set n of `keys_of`, of KV head (b, g) of `slot_of`.
+/// Neighbouring slots mostly read the same keys, so blocks are the outer loop.
+template <class T, class SlotOf, class KeysOf, class Also>
+void measure_slots(attention_call<T, host> const& call, far_estimate const& estimate, int count,
+                   SlotOf const& slot_of, KeysOf const& keys_of, Also const& also, int threads,
+                   plan_memory<accumulator_t<T>> const& pm,
+                   block_moments<accumulator_t<T>>* moments) noexcept {
+  constexpr int part = 16;  // blocks
+  int most = 0;
+  for (int n = 0; n < count; ++n) {
+    int const tokens = keys_of(n).tokens;
+    moments[n] = pm.moments.begin(n, pm.blocks, tokens, estimate, call.shape.dim);
+    most = larger(most, ceil_div(tokens, estimate.block));
+  }
+  parallel_for(threads, std::int64_t{ceil_div(most, part)} * count, [&](long long at, int) {
+    int const n = static_cast<int>(at % count), first = static_cast<int>(at / count) * part;
+    moment_keys const keys = keys_of(n);
+    auto const [b, g] = slot_of(n);
+    measure_blocks(call, b, g, keys, estimate, first,
+                   smaller(first + part, ceil_div(keys.tokens, estimate.block)), moments[n]);
+  });
+  parallel_for(threads, count, [&](long long at, int) {
+    int const n = static_cast<int>(at);
+    auto const [b, g] = slot_of(n);
+    pool_blocks(call, b, g, keys_of(n), estimate, moments[n]);
+    also(n);
   });
 }
 
@@ -169,68 +179,182 @@ float mass_share(A part, A other) noexcept {
   return static_cast<float>(A(1) / (A(1) + std::exp(other - part)));
 }
 
-/// Classes of all rows by a selector that observes near_and_far. `pm.lse` becomes that of the near
-/// fields.
+/// Classes of one tile of rows: `rows` (row, head) codes from `first` on of KV head g of sequence
+/// b. One packing of q serves the near field and the estimate of what is beyond. The state that the
+/// window leaves is kept for the rescue.
+template <class T, class Policies>
+void classify_tile(attention_call<T, host> const& call, Policies const& p,
+                   plan_view<host> const& plan, tile_rows_view const& rows, int count,
+                   block_moments<accumulator_t<T>> const& moments,
+                   attend_memory<accumulator_t<T>> const& m,
+                   plan_memory<accumulator_t<T>> const& pm, int thread) noexcept {
+  using A = accumulator_t<T>;
+  attention_shape const& shape = call.shape;
+  auto const s = m.scratch_of(thread, shape.dim);
+  auto const f = pm.far_of(thread, shape);
+  int const tokens = rows.extent.kv_tokens;
+  pack_tile(call, rows, count, s);
+  key_range windows[tile_rows];
+  for (int r = 0; r < count; ++r) {
+    int const position = rows.position(r);
+    windows[r] = p.near.window_of(position, tokens, p.limit);
+    s.begin(0)[r] = windows[r].begin;
+    s.end(0)[r] = windows[r].end;
+    s.begin(1)[r] = 0;
+    s.end(1)[r] = p.near.sinks_of(position, tokens, p.limit).end;
+  }
+  std::ptrdiff_t const slot =
+      std::ptrdiff_t{rows.b} * shape.kv_heads + rows.first_head / rows.group;
+  A const* const panels = m.kv.panels_at(slot);
+  key_run<A> const window{panels, nullptr, s.begin(0), s.end(0)};
+  key_run<A> const sinks{panels, nullptr, s.begin(1), s.end(1)};
+  attend_tile(s.q, count, shape.dim, &window, 1, s.tile);
+  if constexpr (wants<Policies>::coverage) {
+    for (int r = 0; r < count; ++r) {
+      std::int64_t const at = pm.lse.at(rows.b, rows.head(r), rows.index(r)) - pm.lse.data;
+      pm.high[at] = s.tile.high[s.tile.slot(r)];
+      pm.total[at] = s.tile.total[s.tile.slot(r)];
+    }
+  }
+  attend_runs(s.q, count, shape.dim, &sinks, p.near.sinks > 0 ? 1 : 0, s.tile);
+  estimate_tile(s.q, count, windows, p.near, p.limit, tokens, shape.dim,
+                detail::estimate_of(p.selector), moments, tokens, s.tile.scores, f);
+  for (int r = 0; r < count; ++r) {
+    A const near = tile_lse(s.tile, r), far = f.lse[s.tile.slot(r)];
+    int const position = rows.position(r), h = rows.head(r);
+    bool const keeps = p.selector.keeps(
+        {static_cast<float>(near), static_cast<float>(far), mass_share(far, near)}, {position, h});
+    plan.rows_at(rows.b, h)[rows.index(r)] =
+        keeps || is_text_row(call, rows.b, position) ? row_class::active : row_class::lazy;
+  }
+}
+
+/// Classes of all rows by a selector that observes near_and_far. Rows that do not exist are left.
 template <class T, class Policies>
 void select_rows_by_far_mass(attention_call<T, host> const& call, Policies const& p,
                              plan_view<host> const& plan, attend_memory<accumulator_t<T>>& m,
                              plan_memory<accumulator_t<T>>& pm) noexcept {
   using A = accumulator_t<T>;
   attention_shape const& shape = call.shape;
-  measure_rows(call, {.all = row_class::lazy}, p.near, p.limit, m, pm.lse);
-  far_estimate const estimate = detail::estimate_of(p.selector);
-  for (int n = 0; n < m.units.count; ++n) {
-    row_unit const& u = m.units.units[n];
-    sequence_extent const extent = extent_of(shape, call.in, u.b);
-    measure_blocks(call, u.b, u.g, {smaller(p.near.sinks, extent.kv_tokens), extent.kv_tokens},
-                   estimate, m.threads, pm.moments);
-    estimate_rows(call, p.near, p.limit, estimate, u, m.units.rows_of(shape, u), u.counts[0], m, pm,
-                  [&](int b, int h, int i, A far) {
-                    A const near = pm.lse(b, h, i);
-                    int const position = extent.position(i);
-                    bool const keeps = p.selector.keeps(
-                        {static_cast<float>(near), static_cast<float>(far), mass_share(far, near)},
-                        {position, h});
-                    plan.rows_at(b, h)[i] = keeps || is_text_row(call, b, position)
-                                                ? row_class::active
-                                                : row_class::lazy;
-                  });
+  int const group = shape.group(), slots = shape.batch * shape.kv_heads;
+  int const tiles = ceil_div(shape.q_tokens * group, tile_rows);
+  block_moments<A> moments[plan_memory<A>::most_slots];
+  for (int first = 0; first < slots; first += pm.slots) {
+    auto const slot_of = [&](int n) {
+      return std::pair{(first + n) / shape.kv_heads, (first + n) % shape.kv_heads};
+    };
+    auto const extent_at = [&](int n) { return extent_of(shape, call.in, slot_of(n).first); };
+    int const count = smaller(pm.slots, slots - first);
+    measure_slots(
+        call, detail::estimate_of(p.selector), count, slot_of,
+        [&](int n) {
+          int const tokens = extent_at(n).kv_tokens;
+          return moment_keys{smaller(p.near.sinks, tokens), tokens};
+        },
+        [](int) {}, m.threads, pm, moments);
+    parallel_for(m.threads, std::int64_t{count} * tiles, [&](long long at, int thread) {
+      int const n = static_cast<int>(at / tiles), begin = static_cast<int>(at % tiles) * tile_rows;
+      auto const [b, g] = slot_of(n);
+      sequence_extent const extent = extent_at(n);
+      int const rows = smaller(tile_rows, extent.q_tokens * group - begin);
+      if (rows <= 0) return;
+      int codes[tile_rows];
+      for (int r = 0; r < rows; ++r) codes[r] = begin + r;
+      classify_tile(call, p, plan, {codes, group, g * group, extent, b}, rows, moments[n], m, pm,
+                    thread);
+    });
   }
 }
 
-/// Turns active rows that the rescue policy names into rescued ones. `pm.lse` holds what each active
-/// row sees; the units in `m` are those of the plan, as the pass that made lse left them.
+/// Rescues rows of one tile of active rows. Unless pm.lse holds what they see, as `seen` tells, the
+/// list is attended to first, from the state that the window left where that is known.
+template <class T, class Policies>
+void rescue_tile(attention_call<T, host> const& call, Policies const& p,
+                 plan_view<host> const& plan, row_tile const& tile,
+                 block_moments<accumulator_t<T>> const& moments, int moment_tokens, bool seen,
+                 attend_memory<accumulator_t<T>> const& m, plan_memory<accumulator_t<T>> const& pm,
+                 int thread) noexcept {
+  using A = accumulator_t<T>;
+  attention_shape const& shape = call.shape;
+  auto const s = m.scratch_of(thread, shape.dim);
+  auto const f = pm.far_of(thread, shape);
+  tile_rows_view const rows = rows_of_tile(call, m.units, tile);
+  pack_tile(call, rows, tile.rows, s);
+  if (!seen) {
+    key_run<A> all[thread_scratch<A>::most_runs];
+    int const runs = set_runs(call, p.near, p.limit, m, tile, rows, s, all);
+    bool const resumes = wants<Policies>::far && tile.kind == row_class::active;
+    clear_tile(s.tile, tile.rows, shape.dim, false);
+    for (int r = 0; resumes && r < tile.rows; ++r) {
+      std::int64_t const at = pm.lse.at(rows.b, rows.head(r), rows.index(r)) - pm.lse.data;
+      s.tile.high[s.tile.slot(r)] = pm.high[at];
+      s.tile.total[s.tile.slot(r)] = pm.total[at];
+    }
+    int const skip = resumes ? 1 : 0;
+    attend_runs(s.q, tile.rows, shape.dim, all + skip, runs - skip, s.tile);
+  }
+  key_range windows[tile_rows];
+  A lse[tile_rows];
+  for (int r = 0; r < tile.rows; ++r) {
+    windows[r] = p.near.window_of(rows.position(r), rows.extent.kv_tokens, p.limit);
+    lse[r] = seen ? pm.lse(rows.b, rows.head(r), rows.index(r)) : tile_lse(s.tile, r);
+  }
+  estimate_tile(s.q, tile.rows, windows, p.near, p.limit, rows.extent.kv_tokens, shape.dim,
+                detail::estimate_of(p.rescue), moments, moment_tokens, s.tile.scores, f);
+  for (int r = 0; r < tile.rows; ++r) {
+    A const left_out = f.lse[s.tile.slot(r)];
+    float const share = left_out == empty_lse<A>() ? 1.f : mass_share(lse[r], left_out);
+    if (p.rescue.rescues({share}, {rows.position(r), rows.head(r)})) {
+      plan.rows_at(rows.b, rows.head(r))[rows.index(r)] = row_class::rescued;
+    }
+  }
+}
+
+/// Turns active rows that the rescue policy names into rescued ones. Where `seen`, pm.lse holds
+/// what each active row sees, and the units in `m` are those of the pass that made it.
 template <class T, class Policies>
 void rescue_rows(attention_call<T, host> const& call, Policies const& p,
                  plan_view<host> const& plan, attend_memory<accumulator_t<T>>& m,
-                 plan_memory<accumulator_t<T>>& pm) noexcept {
+                 plan_memory<accumulator_t<T>>& pm, bool seen) noexcept {
   using A = accumulator_t<T>;
   attention_shape const& shape = call.shape;
   far_estimate const estimate = detail::estimate_of(p.rescue);
-  for (int n = 0; n < m.units.count; ++n) {
-    row_unit const& u = m.units.units[n];
-    int const active = u.counts[static_cast<int>(row_class::active)];
-    if (active == 0) continue;
-    sequence_extent const extent = extent_of(shape, call.in, u.b);
-    int const* const rows = m.units.rows_of(shape, u) + u.counts[0];
-    // Under a causal mask nothing behind the chunk's last row matters.
-    int const last = extent.position(smaller(extent.q_tokens, (u.c + 1) * plan.chunk_rows) - 1);
-    int const tokens =
-        p.limit == mask::causal ? smaller(extent.kv_tokens, round_up(last + 1, estimate.block))
-                                : extent.kv_tokens;
-    measure_blocks(call, u.b, u.g,
-                   {smaller(p.near.sinks, extent.kv_tokens), tokens,
-                    plan.kept_at(u.b, u.c, u.g) + u.list_begin, u.list_count},
-                   estimate, m.threads, pm.moments);
-    estimate_rows(call, p.near, p.limit, estimate, u, rows, active, m, pm,
-                  [&](int b, int h, int i, A left_out) {
-                    float const share = left_out == empty_lse<A>()
-                                            ? 1.f
-                                            : mass_share(pm.lse(b, h, i), left_out);
-                    if (p.rescue.rescues({share}, {extent.position(i), h})) {
-                      plan.rows_at(b, h)[i] = row_class::rescued;
-                    }
-                  });
+  class_set const active = classes_of(row_class::active);
+  attention_call<T, host> keys_only = call;
+  keys_only.v = {};
+  if (!seen) gather_rows(call, {plan, active}, p.near, p.limit, m.threads, m.units);
+  block_moments<A> moments[plan_memory<A>::most_slots];
+  for (int first = 0; first < m.units.count;) {
+    int const last =
+        seen ? smaller(m.units.count, first + pm.slots) : place_lists(m, first, pm.slots);
+    auto const unit_of = [&](int n) -> row_unit& { return m.units.units[first + n]; };
+    auto const keys_of = [&](int n) {
+      row_unit const& u = unit_of(n);
+      if (u.counts[static_cast<int>(row_class::active)] == 0) return moment_keys{};
+      sequence_extent const extent = extent_of(shape, call.in, u.b);
+      // Under a causal mask nothing behind the chunk's last row matters.
+      int const end =
+          extent.position(smaller(extent.q_tokens, (u.c + 1) * plan.chunk_rows) - 1) + 1;
+      int const tokens = p.limit == mask::causal
+                             ? smaller(extent.kv_tokens, round_up(larger(0, end), estimate.block))
+                             : extent.kv_tokens;
+      return moment_keys{smaller(p.near.sinks, extent.kv_tokens), tokens,
+                         plan.kept_at(u.b, u.c, u.g) + u.list_begin, u.list_count};
+    };
+    measure_slots(
+        call, estimate, last - first, [&](int n) { return std::pair{unit_of(n).b, unit_of(n).g}; },
+        keys_of,
+        [&](int n) {
+          if (!seen && unit_of(n).list_size > 0) pack_list(keys_only, plan, unit_of(n), m);
+        },
+        m.threads, pm, moments);
+    int const tiles = cut_tiles(m.units, active, first, last, shape, p.near, p.limit, m.tiles);
+    parallel_for(m.threads, tiles, [&](long long n, int thread) {
+      int const slot = m.tiles[n].unit - first;
+      rescue_tile(keys_only, p, plan, m.tiles[n], moments[slot], keys_of(slot).tokens, seen, m, pm,
+                  thread);
+    });
+    first = last;
   }
 }
 
@@ -246,8 +370,9 @@ void choose(attention_call<T, host> const& call, Policies const& p, plan_view<ho
   }
   for (int b = 0; b < call.shape.batch; ++b) {
     sequence_extent const extent = extent_of(call.shape, call.in, b);
-    for (int c = 0; c < plan.chunks(); ++c) {
-      select_chunk(call, p, plan, b, c, extent, m, pm.probe);
+    for (int c = 0; c < plan.chunks(); c += pm.probe.wave) {
+      select_chunks(call, p, plan, b, c, smaller(pm.probe.wave, plan.chunks() - c), extent, m,
+                    pm.probe);
     }
   }
 }
@@ -260,11 +385,7 @@ void rescue(attention_call<T, host> const& call, Policies const& p, plan_view<ho
             bool seen) noexcept {
   attention_shape const& shape = call.shape;
   if constexpr (wants<Policies>::coverage) {
-    if (!seen) {
-      row_choice const active{.plan = plan, .classes = classes_of(row_class::active)};
-      measure_rows(call, active, p.near, p.limit, m, pm.lse);
-    }
-    rescue_rows(call, p, plan, m, pm);
+    rescue_rows(call, p, plan, m, pm, seen);
   } else if constexpr (!std::same_as<decltype(p.rescue), rescue::none>) {
     for (int b = 0; b < shape.batch; ++b) {
       sequence_extent const extent = extent_of(shape, call.in, b);

@@ -147,17 +147,19 @@ void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
   });
 }
 
-/// Cuts the units [first, last) into tiles, costliest first. Returns their number; `tiles` has room
-/// for `most_tiles`.
-inline int cut_tiles(row_units const& units, int first, int last, attention_shape const& shape,
-                     near_field const& near, mask limit, row_tile* tiles) noexcept {
+/// Cuts the rows of these classes of units [first, last) into tiles, costliest first. Returns their
+/// number; `tiles` has room for `most_tiles`.
+inline int cut_tiles(row_units const& units, class_set classes, int first, int last,
+                     attention_shape const& shape, near_field const& near, mask limit,
+                     row_tile* tiles) noexcept {
   int count = 0;
   for (int n = first; n < last; ++n) {
     row_unit const& u = units.units[n];
     int at = 0;
     for (int kind = 0; kind < 3; ++kind) {
       int const total = u.counts[kind];
-      for (int done = 0; done < total; done += tile_rows) {
+      bool const wanted = classes.holds(static_cast<row_class>(kind));
+      for (int done = 0; wanted && done < total; done += tile_rows) {
         row_tile& t = tiles[count++];
         t = {0, n, at + done, std::min(tile_rows, total - done), static_cast<row_class>(kind)};
         if (u.everything && t.kind == row_class::active) t.kind = row_class::rescued;

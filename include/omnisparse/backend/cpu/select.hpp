@@ -43,12 +43,12 @@ double concentration(A const* mass, Key key, int count, flatness_by by, A* share
   return result;
 }
 
-/// Writes the lists of one (batch, chunk) for all KV heads into the plan.
+/// Writes the lists of `count` chunks of sequence b, from chunk `first_chunk` on, into the plan.
 template <class T, class Policies>
-void select_chunk(attention_call<T, host> const& call, Policies const& policies,
-                  plan_view<host> const& plan, int b, int c, sequence_extent extent,
-                  attend_memory<accumulator_t<T>> const& m,
-                  probe_memory<accumulator_t<T>> const& p) noexcept {
+void select_chunks(attention_call<T, host> const& call, Policies const& policies,
+                   plan_view<host> const& plan, int b, int first_chunk, int count,
+                   sequence_extent extent, attend_memory<accumulator_t<T>> const& m,
+                   probe_memory<accumulator_t<T>>& p) noexcept {
   using A = accumulator_t<T>;
   using scorer_sees = observed<decltype(policies.scorer)>;
   using budget_sees = observed<decltype(policies.budget)>;
@@ -56,104 +56,115 @@ void select_chunk(attention_call<T, host> const& call, Policies const& policies,
   constexpr bool probing = reaching || std::same_as<scorer_sees, observation::probe_mass>;
   constexpr bool comparing = std::same_as<budget_sees, observation::all_reaches>;
   attention_shape const& shape = call.shape;
-  int const first = c * plan.chunk_rows;
-  int const rows = std::min(plan.chunk_rows, extent.q_tokens - first);
-  if (rows <= 0) {
-    for (int g = 0; g < shape.kv_heads; ++g) {
-      plan.kept_counts[plan.list(b, c, g)] = 0;
-      plan.recalls[plan.list(b, c, g)] = probing ? 1.f : -1.f;
-    }
-    return;
-  }
-  far_candidates const far =
-      candidates_of(policies.near, extent.position(first), extent.position(first + rows - 1),
-                    extent.kv_tokens, policies.limit);
+  int const heads = shape.kv_heads;
   auto const is_text = [&](int j) {
     return !call.in.segments.is_null() && call.in.segments(b, j) == segment::text;
   };
-  int texts = 0;
-  if (!call.in.segments.is_null()) {
-    for (int n = 0; n < far.size(); ++n) texts += is_text(far.key(n));
+  for (int n = 0; n < count; ++n) {
+    probed_chunk& c = p.chunks[n];
+    c = {};
+    c.first = (first_chunk + n) * plan.chunk_rows;
+    c.rows = larger(0, smaller(plan.chunk_rows, extent.q_tokens - c.first));
+    if (c.rows == 0) continue;
+    c.far = candidates_of(policies.near, extent.position(c.first),
+                          extent.position(c.first + c.rows - 1), extent.kv_tokens, policies.limit);
+    if (call.in.segments.is_null()) continue;
+    for (int x = 0; x < c.far.size(); ++x) c.texts += is_text(c.far.key(x));
   }
-  kv_extent const kv{far.size() - texts};
-  double total = 0;
   if constexpr (probing) {
-    total = probe_chunk(call, policies.scorer, policies.near, policies.limit, b, extent, first, rows,
-                        m, p);
+    probe_chunks(call, policies.scorer, policies.near, policies.limit, b, extent, count, m, p);
   }
-  parallel_for(m.threads, shape.kv_heads, [&](long long at, int) {
-    A const* const mass = p.mass + at * p.keys;
-    A const* const peak = p.peak + at * p.keys;
-    int const* const seen = p.seen + at * p.keys;
-    std::uint64_t* const rank = p.rank + at * p.keys;
+  auto const total_of = [&](probed_chunk const& c) {
+    return static_cast<double>(c.probes) * shape.group();
+  };
+  parallel_for(m.threads, std::int64_t{count} * heads, [&](long long list, int) {
+    int const chunk = static_cast<int>(list / heads);
+    probed_chunk const& c = p.chunks[chunk];
+    if (c.rows == 0) return;
+    A const* const mass = p.mass_at(list);
+    A const* const peak = p.peak_at(list);
+    int const* const seen = p.seen_at(chunk);
+    std::uint64_t* const rank = p.rank + list * p.keys;
+    if constexpr (probing) join_parts(p, list, c.parts, extent.kv_tokens);
     int ranked = 0;
     double far_mass = 0;
-    for (int n = 0; n < far.size(); ++n) {
-      int const j = far.key(n);
-      if (is_text(j)) continue;
+    for (int n = 0; n < c.far.size(); ++n) {
+      int const j = c.far.key(n);
+      if (c.texts > 0 && is_text(j)) continue;
       token const t{j, segment::visual, false};
       if constexpr (std::same_as<scorer_sees, observation::probe_mass>) {
-        rank[ranked++] = rank_key(policies.scorer.score({static_cast<float>(mass[j]),
-                                                         static_cast<float>(peak[j]), seen[j]}, t), j);
+        rank[ranked++] =
+            rank_key(policies.scorer.score(
+                         {static_cast<float>(mass[j]), static_cast<float>(peak[j]), seen[j]}, t),
+                     j);
       } else {
         rank[ranked++] = rank_key(policies.scorer.score({}, t), j);
       }
       if constexpr (probing) far_mass += static_cast<double>(mass[j]);
     }
-    p.held[at] = total - far_mass;
+    p.held[list] = total_of(c) - far_mass;
     if constexpr (reaching) {
       if constexpr (comparing) {  // before the ranks are sorted: in index order
-        p.concentration[at] = concentration(
+        p.concentration[list] = concentration(
             mass, [&](int n) { return ranked_index(rank[n]); }, ranked,
-            detail::flatness_of(policies.budget), p.peak + at * p.keys);
+            detail::flatness_of(policies.budget), p.peak_at(list));
       }
       std::sort(rank, rank + ranked);
-      double const wanted = static_cast<double>(detail::recall_of(policies.budget)) * total;
-      double sum = p.held[at];
+      double const wanted = static_cast<double>(detail::recall_of(policies.budget)) * total_of(c);
+      double sum = p.held[list];
       int reach = 0;
       for (; reach < ranked && sum < wanted; ++reach) {
         sum += static_cast<double>(mass[ranked_index(rank[reach])]);
       }
-      p.reach[at] = reach;
+      p.reach[list] = reach;
     }
   });
-  int flattest = 0;
   if constexpr (comparing) {
-    for (int g = 1; g < shape.kv_heads; ++g) {
-      if (p.concentration[g] < p.concentration[flattest]) flattest = g;
+    for (int n = 0; n < count; ++n) {
+      double const* const concentrations = p.concentration + std::ptrdiff_t{n} * heads;
+      for (int g = 1; g < heads; ++g) {
+        if (concentrations[g] < concentrations[p.chunks[n].flattest]) p.chunks[n].flattest = g;
+      }
     }
   }
-  parallel_for(m.threads, shape.kv_heads, [&](long long at, int) {
-    std::uint64_t* const rank = p.rank + at * p.keys;
+  parallel_for(m.threads, std::int64_t{count} * heads, [&](long long list, int) {
+    int const chunk = static_cast<int>(list / heads), g = static_cast<int>(list % heads);
+    probed_chunk const& c = p.chunks[chunk];
+    std::int64_t const at = plan.list(b, first_chunk + chunk, g);
+    plan.kept_counts[at] = 0;
+    plan.recalls[at] = probing ? 1.f : -1.f;
+    if (c.rows == 0) return;
+    kv_extent const kv{c.far.size() - c.texts};
+    std::uint64_t* const rank = p.rank + list * p.keys;
     int wanted = 0;
     if constexpr (std::same_as<budget_sees, observation::own_reach>) {
-      wanted = policies.budget.tokens({p.reach[at]}, kv);
+      wanted = policies.budget.tokens({p.reach[list]}, kv);
     } else if constexpr (comparing) {
-      wanted = policies.budget.tokens({p.reach, shape.kv_heads, flattest}, kv);
+      wanted =
+          policies.budget.tokens({p.reach + std::ptrdiff_t{chunk} * heads, heads, c.flattest}, kv);
     } else {
       wanted = policies.budget.tokens({}, kv);
     }
-    int const count = smaller(clamped(wanted, 0, kv.tokens), larger(0, plan.capacity - texts));
-    if (!reaching && count > 0 && count < kv.tokens) {
-      std::nth_element(rank, rank + count - 1, rank + kv.tokens);
+    int const most = smaller(clamped(wanted, 0, kv.tokens), larger(0, plan.capacity - c.texts));
+    if (!reaching && most > 0 && most < kv.tokens) {
+      std::nth_element(rank, rank + most - 1, rank + kv.tokens);
     }
-    int const g = static_cast<int>(at);
-    int* const kept = plan.kept_at(b, c, g);
-    double sum = p.held[at];
+    int* const kept = plan.kept_at(b, first_chunk + chunk, g);
+    double sum = p.held[list];
     int size = 0;
-    for (; size < count; ++size) {
+    for (; size < most; ++size) {
       kept[size] = ranked_index(rank[size]);
-      if constexpr (probing) sum += static_cast<double>(p.mass[at * p.keys + kept[size]]);
+      if constexpr (probing) sum += static_cast<double>(p.mass_at(list)[kept[size]]);
     }
-    if (texts > 0) {
-      for (int n = 0; n < far.size() && size < plan.capacity; ++n) {
-        if (is_text(far.key(n))) kept[size++] = far.key(n);
+    if (c.texts > 0) {
+      for (int n = 0; n < c.far.size() && size < plan.capacity; ++n) {
+        if (is_text(c.far.key(n))) kept[size++] = c.far.key(n);
       }
     }
     std::sort(kept, kept + size);
-    plan.kept_counts[plan.list(b, c, g)] = size;
-    float const recall = total > 0 ? static_cast<float>(sum / total) : 1.f;
-    plan.recalls[plan.list(b, c, g)] = probing ? recall : -1.f;
+    plan.kept_counts[at] = size;
+    double const total = total_of(c);
+    if (probing && total > 0) plan.recalls[at] = static_cast<float>(sum / total);
   });
 }
 
