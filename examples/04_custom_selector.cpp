@@ -1,28 +1,12 @@
 // A selector of your own: eight lines, no registration. It says what it looks at, and only that is
-// measured; it answers one question, here for the CPU loop, later for a CUDA kernel.
+// measured; it answers one question, here for the CPU loop, in 10_custom_selector_cuda.cu for a
+// CUDA kernel.
+#include "common/far_or_strided.hpp"
+
 #include <omnisparse/presets.hpp>
 #include <omnisparse/testing/random.hpp>
 
 #include <cstdio>
-
-namespace mine {
-using namespace omnisparse;
-/// Looks far where more than `epsilon` of the mass is out of sight, and on every `stride`-th row
-/// anyway.
-struct far_or_strided {
-  using observes = observation::near_and_far;
-  float epsilon = 0.05f;
-  int stride = 64;
-  OMNISPARSE_HD constexpr bool keeps(observes seen, query_row row) const noexcept {
-    return seen.far_mass > epsilon || row.position % stride == 0;
-  }
-};
-// A policy is a value: test it by plain numbers.
-static_assert(far_or_strided{}.keeps({.lse_near = 9.f, .lse_far = 0.f, .far_mass = 1e-4f},
-                                     {128, 0}));
-static_assert(!far_or_strided{}.keeps({.lse_near = 9.f, .lse_far = 0.f, .far_mass = 1e-4f},
-                                      {129, 0}));
-}  // namespace mine
 
 int main() {
   using namespace omnisparse;

@@ -47,15 +47,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=48, help="of the answer (default 48)")
     parser.add_argument("--json", type=Path, help="write the table here, an object a row")
     parser.add_argument("--frontier", action="store_true", help="also plot perplexity over density")
-    parser.add_argument("--dump", metavar="LAYER:FILE", help="write q, k, v of a layer for the study example, and stop")
+    parser.add_argument("--dump", metavar="LAYERS:FILE", help="write q, k, v of layers for the study example, and stop")
+    parser.add_argument("--dump-dtype", choices=["F32", "BF16"], default="F32", help="of --dump")
     parser.add_argument("--program", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, required=True, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     unknown = [name for name in arguments.policy.split(",") if name not in POLICIES]
     if unknown:
         parser.error(f"there is no policy {', '.join(unknown)}: choose from {', '.join(POLICIES)}")
-    if arguments.dump and not arguments.dump.partition(":")[0].isdecimal():
-        parser.error("--dump takes a layer's number and a file, as in --dump 12:layer12.safetensors")
+    if arguments.dump and not all(n.isdecimal() for n in arguments.dump.partition(":")[0].split(",")):
+        parser.error("--dump takes layers and a file, as in --dump 3,12:layer%.safetensors")
     if not 16 <= arguments.max_tokens <= 8000:
         parser.error("--max-tokens must be in [16, 8000]: the model was trained on 8192")
     return arguments
@@ -118,10 +119,11 @@ def main() -> None:
     end = tokenizer.token_to_id("<|im_end|>")
     program = Program(arguments, {"document": document, "question": question, "end": end})
     if arguments.dump:
-        layer, _, target = arguments.dump.partition(":")
-        target = target or f"layer{layer}.safetensors"
-        program.call("--dump-layer", layer, "--dump-to", target)
-        print(f"q, k and v of layer {layer}: {target}")
+        layers, _, target = arguments.dump.partition(":")
+        target = target or "layer%.safetensors"
+        program.call("--dump-layer", layers, "--dump-to", target, "--dump-dtype", arguments.dump_dtype)
+        for layer in layers.split(","):
+            print(f"q, k and v of layer {layer}: {target.replace('%', layer, 1)}")
         return
 
     print(f"{path}: {len(document)} tokens, asked: {arguments.ask}", flush=True)

@@ -10,23 +10,27 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
 
 /// The command line.
 struct options {
-  std::string weights, request, result = "result.json", dump_to = "qkv.safetensors";
+  std::string weights, request, result = "result.json", dump_to = "layer%.safetensors";
   std::vector<std::string> policies = {"full", "published", "local_first", "band"};
   smollm::policy_options policy;
   int new_tokens = 48;
-  int dump_layer = -1;
+  std::vector<int> dump_layers;
+  std::string dump_dtype = "F32";
 };
 
 /// The values of a view as [heads, tokens, D] without gaps.
@@ -42,28 +46,45 @@ std::vector<float> contiguous(omnisparse::tensor_view<float const> const& view) 
   return values;
 }
 
-/// Writes q [1, Hq, N, D], k and v [1, Hkv, N, D] of one layer of the dense model, q and k after
-/// RoPE.
-void dump_layer(smollm::model const& m, std::vector<int> const& document, int layer,
-                std::string const& path) {
-  if (layer >= m.config.layers) {
+/// Writes q [1, Hq, N, D], k and v [1, Hkv, N, D] of one layer, q and k after RoPE, as T.
+template <class T>
+void write_layer(smollm::layer_tensors const& t, std::string const& dtype,
+                 std::string const& path) {
+  std::vector<T> values[3];
+  safetensors::writer file;
+  auto const add = [&](char const* name, auto const& view, std::vector<T>& narrow) {
+    auto const wide = contiguous(view);
+    for (float const x : wide) narrow.push_back(static_cast<T>(x));
+    file.add(name, dtype, {1, view.extent(1), view.extent(2), view.extent(3)},
+             std::as_bytes(std::span(std::as_const(narrow))));
+  };
+  add("q", t.q, values[0]);
+  add("k", t.k, values[1]);
+  add("v", t.v, values[2]);
+  file.save(path);
+}
+
+/// Writes q, k, v of some layers of the dense model; a '%' in the path is the layer's number.
+void dump_layers(smollm::model const& m, std::vector<int> const& document, options const& o) {
+  int const last = *std::max_element(o.dump_layers.begin(), o.dump_layers.end());
+  if (last >= m.config.layers) {
     throw std::runtime_error("--dump-layer: the model has layers 0 to " +
                              std::to_string(m.config.layers - 1));
+  }
+  if (o.dump_layers.size() > 1 && o.dump_to.find('%') == std::string::npos) {
+    throw std::runtime_error("--dump-to needs a '%' for the layer's number: several are dumped");
   }
   omnisparse::attention const dense{omnisparse::backend::cpu{}};
   omnisparse::workspace<> memory;
   smollm::forward(m, document, 0, [&](smollm::layer_tensors const& t) {
-    if (t.layer > layer) return;  // nothing more is wanted
-    if (t.layer == layer) {
-      auto const q = contiguous(t.q), k = contiguous(t.k), v = contiguous(t.v);
-      auto const shape = [](auto const& x) {
-        return safetensors::shape{1, x.extent(1), x.extent(2), x.extent(3)};
-      };
-      safetensors::writer file;
-      file.add("q", shape(t.q), q);
-      file.add("k", shape(t.k), k);
-      file.add("v", shape(t.v), v);
-      file.save(path);
+    if (t.layer > last) return;  // nothing more is wanted
+    if (std::count(o.dump_layers.begin(), o.dump_layers.end(), t.layer) > 0) {
+      std::string path = o.dump_to;
+      if (auto const at = path.find('%'); at != std::string::npos) {
+        path.replace(at, 1, std::to_string(t.layer));
+      }
+      if (o.dump_dtype == "BF16") write_layer<omnisparse::bfloat16>(t, o.dump_dtype, path);
+      else write_layer<float>(t, o.dump_dtype, path);
     }
     auto const shape = omnisparse::shape_of(t.q, t.k);
     if (memory.bytes() == 0) memory = omnisparse::workspace<>(dense.workspace_bytes(shape));
@@ -75,7 +96,7 @@ void dump_layer(smollm::model const& m, std::vector<int> const& document, int la
 void run(options const& o) {
   smollm::model const m = smollm::load_model(o.weights);
   smollm::request const r = smollm::read_request(o.request, m.config, o.new_tokens);
-  if (o.dump_layer >= 0) return dump_layer(m, r.document, o.dump_layer, o.dump_to);
+  if (!o.dump_layers.empty()) return dump_layers(m, r.document, o);
   int const tokens = static_cast<int>(r.document.size());
   int const most_tokens = tokens + static_cast<int>(r.question.size()) + o.new_tokens;
   std::vector<smollm::measurement> measured;
@@ -121,10 +142,12 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 1 << 20));
   app.add_option("--chunk", o.policy.chunk_rows, "rows per list")->check(CLI::Range(1, 1 << 20));
   app.add_option("--new-tokens", o.new_tokens)->check(CLI::Range(0, 4096));
-  app.add_option("--dump-layer", o.dump_layer,
-                 "write q, k, v of this layer of the dense model and stop")
+  app.add_option("--dump-layer", o.dump_layers,
+                 "write q, k, v of these layers of the dense model and stop")
+      ->delimiter(',')
       ->check(CLI::Range(0, 1 << 20));
-  app.add_option("--dump-to", o.dump_to);
+  app.add_option("--dump-to", o.dump_to, "'%' is the layer's number");
+  app.add_option("--dump-dtype", o.dump_dtype)->check(CLI::IsMember({"F32", "BF16"}));
   try {
     app.parse(argc, argv);
   } catch (CLI::ParseError const& e) {
