@@ -154,7 +154,7 @@ struct engine<backend::cpu> {
                           int threads) noexcept {
     return cpu::decode_memory<accumulator_t<T>>::take(arena, batch * cache.kv_heads,
                                                       q_heads / cache.kv_heads, cache.dim,
-                                                      cache.lane_pages, cache.page_tokens, threads);
+                                                      cache.lane_pages, threads);
   }
 
   static bool fits(workspace_view<host> ws, detail::arena const& arena) noexcept {

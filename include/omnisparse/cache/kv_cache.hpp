@@ -48,9 +48,10 @@ class kv_cache {
     // A head's text and visual lanes may each leave one page partly filled.
     int const pages = o.pages > 0 ? o.pages : o.sequences * o.kv_heads * (ref_.lane_pages + 1);
     std::size_t const tokens = count(pages) * count(o.page_tokens);
+    std::size_t const page_memory = tokens * count(o.dim) * sizeof(T) + kv_cache_slack;
     pool_ = page_pool(pages);
-    keys_ = buffer<space>(tokens * count(o.dim) * sizeof(T));
-    values_ = buffer<space>(tokens * count(o.dim) * sizeof(T));
+    keys_ = buffer<space>(page_memory);
+    values_ = buffer<space>(page_memory);
     positions_ = buffer<space>(tokens * sizeof(int));
     tables_ = buffer<space>(2 * slots * count(ref_.lane_pages) * sizeof(int));
     counts_ = buffer<space>((2 * slots + count(o.sequences)) * sizeof(int));
@@ -177,7 +178,8 @@ class kv_cache {
         int const position = *ref_.positions_at(from, slot);
         if (!keeps(g, position)) continue;
         if (kept != n) {
-          write(lane, kept, ref_.keys_at(from, slot), ref_.values_at(from, slot), position);
+          write(lane, kept, ref_.keys_at(from, slot), ref_.page_tokens, ref_.values_at(from, slot),
+                position);
         }
         ++kept;
       }
@@ -222,11 +224,13 @@ class kv_cache {
   }
   int pages_for(int tokens) const noexcept { return ceil_div(tokens, ref_.page_tokens); }
 
-  void write(std::int64_t lane, int n, T const* key, T const* value, int position) noexcept {
+  // key [dim], `key_ld` apart, may be a slot of the cache.
+  void write(std::int64_t lane, int n, T const* key, int key_ld, T const* value,
+             int position) noexcept {
     int const page = ref_.page(lane, n / ref_.page_tokens), slot = n % ref_.page_tokens;
-    std::size_t const bytes = sizeof(T) * static_cast<std::size_t>(ref_.dim);
-    std::memcpy(ref_.keys_at(page, slot), key, bytes);
-    std::memcpy(ref_.values_at(page, slot), value, bytes);
+    T* const column = ref_.keys_at(page, slot);
+    for (int d = 0; d < ref_.dim; ++d) column[d * ref_.page_tokens] = key[d * key_ld];
+    std::memcpy(ref_.values_at(page, slot), value, sizeof(T) * static_cast<std::size_t>(ref_.dim));
     *ref_.positions_at(page, slot) = position;
   }
   void push(std::int64_t lane, T const* key, T const* value, int position) noexcept {
@@ -240,7 +244,7 @@ class kv_cache {
       std::memset(static_cast<void*>(ref_.keys_at(page)), 0, bytes);
       std::memset(static_cast<void*>(ref_.values_at(page)), 0, bytes);
     }
-    write(lane, n, key, value, position);
+    write(lane, n, key, 1, value, position);
   }
   void shorten(std::int64_t lane, int tokens) noexcept {
     for (int n = pages_for(tokens); n < pages_for(ref_.stored[lane]); ++n) {

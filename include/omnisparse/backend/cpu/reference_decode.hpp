@@ -37,8 +37,8 @@ void decode_fetches(decode_call<T, host> const& call, kv_cache_ref<host, T> cons
   for (int n = 0; n < group; ++n) {
     bool asks = false;
     if constexpr (std::same_as<observed<Fetcher>, observation::sink_and_mean>) {
-      asks = fetcher.fetches(
-          decode_contrast(call.q.at(b, g * group + n), cache, call.sequence(b), g));
+      asks =
+          fetcher.fetches(decode_contrast(call.q.at(b, g * group + n), cache, call.sequence(b), g));
     } else {
       asks = fetcher.fetches({});
     }
@@ -64,15 +64,19 @@ void reference_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> co
     for (int h = 0; h < call.q.extent(1); ++h) {
       std::vector<double> logits;
       std::vector<T const*> values;
+      std::vector<T> key(static_cast<std::size_t>(cache.dim));
       for (segment const kind : {segment::text, segment::visual}) {
         std::int64_t const lane = cache.lane(sequence, h / group, kind);
         for (int n = 0; n < cache.stored[lane]; ++n) {
           int const page = cache.page(lane, n / cache.page_tokens), slot = n % cache.page_tokens;
           int const position = *cache.positions_at(page, slot);
           bool const near = p.near.contains(position, tokens - 1, tokens, mask::causal);
-          if (kind == segment::visual && fetches[static_cast<std::size_t>(h)] == 0 && !near) continue;
-          logits.push_back(
-              reference_logit<T>(call.q.at(b, h), cache.keys_at(page, slot), cache.dim));
+          if (kind == segment::visual && fetches[static_cast<std::size_t>(h)] == 0 && !near)
+            continue;
+          for (int d = 0; d < cache.dim; ++d) {
+            key[static_cast<std::size_t>(d)] = cache.keys_at(page, slot)[d * cache.page_tokens];
+          }
+          logits.push_back(reference_logit<T>(call.q.at(b, h), key.data(), cache.dim));
           values.push_back(cache.values_at(page, slot));
         }
       }
