@@ -11,9 +11,10 @@ if(NOT CMAKE_CUDA_COMPILER)
   return()
 endif()
 
-# 'native' fails to configure where there is no GPU, and CMake's own default is too old for us.
+# 'native' fails to configure where there is no GPU, and CMake's own default is too old for us. 80 is
+# code and PTX, from which newer GPUs make their own; 90a is Hopper's own code, of no use elsewhere.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES 80 90a)
+  set(CMAKE_CUDA_ARCHITECTURES 80 90a-real)
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)

@@ -42,13 +42,14 @@ std::vector<float> noise(std::size_t n, unsigned seed) {
   return x;
 }
 
-void write_input(std::string const& name) {
-  auto const q = noise(2 * 4 * 90 * 16, 1), k = noise(2 * 2 * 100 * 16, 2),
-             v = noise(2 * 2 * 100 * 16, 3);
+void write_input(std::string const& name, int dim = 16) {
+  auto const d = static_cast<std::size_t>(dim);
+  auto const q = noise(2 * 4 * 90 * d, 1), k = noise(2 * 2 * 100 * d, 2),
+             v = noise(2 * 2 * 100 * d, 3);
   safetensors::writer file;
-  file.add("q", {2, 4, 90, 16}, q);
-  file.add("k", {2, 2, 100, 16}, k);
-  file.add("v", {2, 2, 100, 16}, v);
+  file.add("q", {2, 4, 90, dim}, q);
+  file.add("k", {2, 2, 100, dim}, k);
+  file.add("v", {2, 2, 100, dim}, v);
   file.save(folder + "/" + name);
 }
 
@@ -100,6 +101,18 @@ int main(int argc, char** argv) {
   }
   for (std::string const budget : {"own", "flattest", "guaranteed", "per-head", "ratio", "dense"}) {
     expect(study(in("input.safetensors") + " --budget " + budget) == 0, "budget " + budget);
+  }
+
+  // On the GPU: the same plan and outputs, or, without one, exit code 2 and a sentence.
+  expect(study(in("input.safetensors") + " --backend cuda") == 2, "D 16 is refused on the GPU");
+  write_input("wide.safetensors", 64);
+  std::string const wide = in("wide.safetensors") + " --window 8 --chunk 32 --tokens 10";
+  int const on_gpu = study(wide + " --backend cuda --plan-out " + in("plan") + " --out " + in("a"));
+  expect(on_gpu == 0 || on_gpu == 2, "the GPU runs or refuses");
+  if (on_gpu == 0) {
+    expect(study(wide + " --plan-in " + in("plan") + " --out " + in("b")) == 0,
+           "the CPU runs by the GPU's plan");
+    expect(largest_difference("a", "b") < 1e-4f, "CPU and GPU agree on one plan");
   }
 
   std::string const good = contents("input.safetensors");

@@ -1,30 +1,25 @@
 // For researchers with a model of their own: q, k, v in a safetensors file; plan and attend under
 // any policy; outputs, plan and numbers out.
-#include "options.hpp"
+#include "command_line.hpp"
+#include "cuda.hpp"
 #include "plan_file.hpp"
-
-#include <omnisparse/presets.hpp>
 
 #include <nlohmann/json.hpp>
 
 #include <chrono>
 #include <cstdio>
 #include <limits>
+#include <utility>
 
 namespace {
 
 using namespace omnisparse;
 using nlohmann::json;
+using study::outcome, study::planning, study::tensors;
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-
-template <class T>
-struct tensors {
-  attention_shape shape;
-  std::vector<T> q, k, v;
-};
 
 /// The dtype that q, k and v have in the file.
 std::string dtype_of(safetensors::file const& file) {
@@ -58,45 +53,51 @@ tensors<T> read_tensors(safetensors::file& file) {
   return t;
 }
 
-/// Plans (or takes the given plan), attends, writes what was asked for.
+/// Plans (or takes the given plan) and attends, on the CPU.
 template <class T, class Attention>
-void measure(Attention const& attend, study::options const& o, tensors<T> const& t, bool dense) {
+outcome<T> measure(Attention const& attend, planning by, tensors<T> const& t,
+                   attention_plan<host> given) {
   attention_shape const& s = t.shape;
   or_throw(attend.template can_run<T>(s));
   int const q_extents[4] = {s.batch, s.q_heads, s.q_tokens, s.dim};
   int const kv_extents[4] = {s.batch, s.kv_heads, s.kv_tokens, s.dim};
   int const row_extents[3] = {s.batch, s.q_heads, s.q_tokens};
-  std::vector<T> out(t.q.size());
-  std::vector<float> lse(t.q.size() / static_cast<std::size_t>(s.dim));
+  outcome<T> got;
+  got.near = attend.policies().near;
+  got.limit = attend.policies().limit;
+  got.out.resize(t.q.size());
+  got.lse.resize(t.q.size() / static_cast<std::size_t>(s.dim));
+  got.plan = by == planning::given ? std::move(given) : attend.make_plan(s);
+  if (!got.plan) throw std::runtime_error("there is not enough memory for the plan");
   tensor_view const q(t.q.data(), q_extents), k(t.k.data(), kv_extents), v(t.v.data(), kv_extents);
-  workspace<> memory(attend.template workspace_bytes<T>(s));
-  auto plan = o.plan_in.empty() ? attend.make_plan(s) : study::read_plan(o.plan_in, s);
-  if (!plan) throw std::runtime_error("there is not enough memory for the plan");
-  double const planning = seconds();
-  if (o.plan_in.empty() && dense) {
-    auto const view = plan.view();
-    std::fill_n(view.rows, view.row_count(), row_class::rescued);
-    for (std::int64_t n = 0; n < view.list_count(); ++n) view.recalls[n] = 1.f;
-  } else if (o.plan_in.empty()) {
-    or_throw(attend.plan(q, k, plan, memory));
-  }
+  workspace<> const memory(attend.template workspace_bytes<T>(s));
+  double const start = seconds();
+  if (by == planning::everything) study::fill_dense(got.plan);
+  if (by == planning::by_policies) or_throw(attend.plan(q, k, got.plan, memory));
   double const planned = seconds();
-  or_throw(attend.run(q, k, v, plan, tensor_view(out.data(), q_extents),
-                      lse_view<T>(lse.data(), row_extents), memory));
-  double const done = seconds();
-  plan_summary const sum = summarize(plan, attend.policies().near, attend.policies().limit);
+  or_throw(attend.run(q, k, v, got.plan, tensor_view(got.out.data(), q_extents),
+                      lse_view<T>(got.lse.data(), row_extents), memory));
+  got.plan_seconds = planned - start;
+  got.attend_seconds = seconds() - planned;
+  return got;
+}
+
+/// Prints the summary and writes what was asked for.
+template <class T>
+void report(outcome<T> const& got, study::options const& o, attention_shape const& s) {
+  plan_summary const sum = summarize(got.plan, got.near, got.limit);
   std::fputs(to_string(sum).c_str(), stdout);
   std::printf("plan %.3f ms, attend %.3f ms, visible %.2f %% of the mask's pairs\n",
-              1e3 * (planned - planning), 1e3 * (done - planned),
+              1e3 * got.plan_seconds, 1e3 * got.attend_seconds,
               sum.mask_pairs > 0 ? 100.0 * static_cast<double>(sum.visible_pairs) /
                                        static_cast<double>(sum.mask_pairs)
                                  : 0.0);
-  if (!o.plan_out.empty()) study::write_plan(plan, o.plan_out);
+  if (!o.plan_out.empty()) study::write_plan(got.plan, o.plan_out);
   if (!o.out.empty()) {
-    std::vector<float> const wide(out.begin(), out.end());
+    std::vector<float> const wide(got.out.begin(), got.out.end());
     safetensors::writer file;
     file.add("out", {s.batch, s.q_heads, s.q_tokens, s.dim}, wide);
-    file.add("lse", {s.batch, s.q_heads, s.q_tokens}, lse);
+    file.add("lse", {s.batch, s.q_heads, s.q_tokens}, got.lse);
     file.save(o.out);
   }
   if (o.json.empty()) return;
@@ -121,8 +122,8 @@ void measure(Attention const& attend, study::options const& o, tensors<T> const&
                        {"recall", sum.recall},
                        {"visible_pairs", sum.visible_pairs},
                        {"mask_pairs", sum.mask_pairs},
-                       {"plan_seconds", planned - planning},
-                       {"attend_seconds", done - planned},
+                       {"plan_seconds", got.plan_seconds},
+                       {"attend_seconds", got.attend_seconds},
                        {"heads", heads},
                        {"kv_heads", kv_heads}};
   std::ofstream file(o.json);
@@ -130,53 +131,23 @@ void measure(Attention const& attend, study::options const& o, tensors<T> const&
   if (!file.flush()) throw std::runtime_error(o.json + ": the file could not be written");
 }
 
-/// Puts the command line's near field, mask, chunk and budget on top of a policy.
-template <class T, class Attention>
-void with_options(Attention attend, study::options const& o, tensors<T> const& t) {
-  near_field near = attend.policies().near;
-  if (o.window >= 0) near.window = o.window;
-  if (o.sinks >= 0) near.sinks = o.sinks;
-  auto a = attend.with(near).with(o.mask == "full" ? mask::full : mask::causal);
-  if (o.chunk >= 0) a = a.with(chunk{o.chunk});
-  if (o.policy == "dense") return measure(a.with(budget::dense{}), o, t, true);
-  if (o.policy == "band") return measure(a.with(budget::fixed{.count = 0}), o, t, false);
-  if (o.budget == "guaranteed")
-    return measure(a.with(budget::guaranteed{.recall = o.recall}), o, t, false);
-  if (o.budget == "per-head")
-    return measure(a.with(budget::per_head{.recall = o.recall}), o, t, false);
-  if (o.budget == "fixed") return measure(a.with(budget::fixed{.count = o.tokens}), o, t, false);
-  if (o.budget == "ratio") return measure(a.with(budget::ratio{.share = o.share}), o, t, false);
-  if (o.budget == "dense") return measure(a.with(budget::dense{}), o, t, false);
-  if (o.budget == "flattest" || o.policy == "published") {
-    return measure(a.with(budget::flattest_head{.recall = o.recall}), o, t, false);
-  }
-  measure(a, o, t, false);
-}
-
-template <class T, class Backend>
-void with_backend(Backend backend, study::options const& o, safetensors::file& file) {
-  tensors<T> const t = read_tensors<T>(file);
-  if (o.policy == "published") {
-    return with_options(presets::published(backend, {.tau = o.tau}), o, t);
-  }
-  if (o.policy == "local-first") {
-    return with_options(
-        presets::local_first(backend, t.shape.kv_tokens, {.epsilon = o.epsilon, .least = o.least}),
-        o, t);
-  }
-  int const window = clamped(t.shape.kv_tokens / 64, 256, 1024);
-  if (o.policy == "band") {
-    return with_options(
-        attention{backend}.with(near_field{.window = window, .sinks = 4}).with(selector::none{}), o,
-        t);
-  }
-  with_options(attention{backend}, o, t);
-}
-
 template <class T>
 void with_dtype(study::options const& o, safetensors::file& file) {
-  if (o.backend == "reference") return with_backend<T>(backend::reference{}, o, file);
-  with_backend<T>(backend::cpu{}, o, file);
+  tensors<T> const t = read_tensors<T>(file);
+  attention_plan<host> given;
+  if (!o.plan_in.empty()) given = study::read_plan(o.plan_in, t.shape);
+  outcome<T> got;
+  auto const measured = [&](auto const& attend, planning by) {
+    got = measure(attend, by, t, std::move(given));
+  };
+  if (o.backend == "cuda") {
+    got = study::run_on_gpu(o, t, std::move(given));
+  } else if (o.backend == "reference") {
+    study::compose(backend::reference{}, o, t.shape.kv_tokens, measured);
+  } else {
+    study::compose(backend::cpu{}, o, t.shape.kv_tokens, measured);
+  }
+  report(got, o, t.shape);
 }
 
 }  // namespace

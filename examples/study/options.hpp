@@ -1,8 +1,6 @@
 /// @file
-/// The command line of `study`.
+/// What `study` is asked for.
 #pragma once
-
-#include <CLI/CLI.hpp>
 
 #include <string>
 
@@ -14,39 +12,5 @@ struct options {
   float recall = 0.95f, epsilon = 0.05f, tau = 0.5f, least = 0.6f, share = 0.1f;
   int window = -1, sinks = -1, chunk = -1, tokens = 256;
 };
-
-inline void declare(CLI::App& app, options& o) {
-  CLI::Range const unit(0.f, 1.f);
-  CLI::Range const count(0, 1 << 30);
-  app.add_option("input", o.input,
-                 "safetensors with q [B,Hq,Nq,D], k and v [B,Hkv,Nkv,D]: F32, F16 or BF16")
-      ->required();
-  app.add_option("--policy", o.policy)
-      ->check(CLI::IsMember({"dense", "published", "local-first", "band"}))
-      ->capture_default_str();
-  app.add_option("--recall", o.recall, "mass that a list holds, for budgets by reach")->check(unit);
-  app.add_option("--epsilon", o.epsilon, "far mass above which a row is active")->check(unit);
-  app.add_option("--tau", o.tau, "share of the mean key above which a row is active")->check(unit);
-  app.add_option("--least", o.least, "coverage below which a row is rescued")->check(unit);
-  app.add_option("--window", o.window, "tokens of the near field; the policy's own if not given")
-      ->check(count);
-  app.add_option("--sinks", o.sinks, "first tokens that every row sees")->check(count);
-  app.add_option("--chunk", o.chunk, "rows per list, 0 for one list")->check(count);
-  app.add_option("--budget", o.budget, "own: what the policy comes with")
-      ->check(
-          CLI::IsMember({"own", "flattest", "guaranteed", "per-head", "fixed", "ratio", "dense"}))
-      ->capture_default_str();
-  app.add_option("--tokens", o.tokens, "of --budget fixed")->check(count);
-  app.add_option("--share", o.share, "of --budget ratio")->check(unit);
-  app.add_option("--mask", o.mask)->check(CLI::IsMember({"causal", "full"}))->capture_default_str();
-  app.add_option("--backend", o.backend)
-      ->check(CLI::IsMember({"cpu", "reference"}))
-      ->capture_default_str();
-  app.add_option("--plan-in", o.plan_in,
-                 "run this plan: rows [B,Hq,Nq], kept [B,chunks,Hkv,Nkv] as U8");
-  app.add_option("--plan-out", o.plan_out, "write the plan as byte masks");
-  app.add_option("--out", o.out, "write out [B,Hq,Nq,D] and lse [B,Hq,Nq] (F32, natural log)");
-  app.add_option("--json", o.json, "write the plan's summary and the times");
-}
 
 }  // namespace study
