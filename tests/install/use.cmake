@@ -13,7 +13,10 @@ function(use project)
   step(${CMAKE_COMMAND} -S ${here}/${project} -B ${build} -G ${GENERATOR}
     -DCMAKE_CXX_COMPILER=${COMPILER} ${ARGN})
   step(${CMAKE_COMMAND} --build ${build})
-  step(${build}/program)
+  execute_process(COMMAND ${build}/program RESULT_VARIABLE failed)
+  if(failed AND NOT failed EQUAL 77)
+    message(FATAL_ERROR "the program returned ${failed}")
+  endif()
 endfunction()
 
 if(WAY STREQUAL "install")
