@@ -56,10 +56,18 @@ struct attend_item {
   int key_batch = 0;
   int q_tokens = 0;  ///< rows and keys of the sequence that exist
   int kv_tokens = 0;
-  int list = 0;       ///< gathered: the unit
-  int list_size = 0;  ///< entries of the packed list
-  int few_keys = 0;   ///< sinks that are read last, as a narrow tile; 0: there is none
+  int list = 0;                      ///< gathered: the unit
+  int list_size = 0;                 ///< entries of the packed list
+  int slot = -1;                     ///< gathered: of a split tile, where its part goes
+  key_range keys = {0, 0x7fffffff};  ///< gathered: of the first part of the walk, for this item
+  int few_keys = 0;  ///< sinks that are read last, as a narrow tile; 0: there is none
   key_walk walk = {};
+};
+
+/// Which keys a stage of the K ring holds.
+struct loaded_keys {
+  int first;  ///< may be negative
+  int part;   ///< of the walk
 };
 
 /// One gathered row: i * group + head in group, -1 where there is none, and what it sees of the two
@@ -73,21 +81,21 @@ struct gathered_row {
 template <int D, bool Gathered, bool Values>
 struct attend_block {
   static constexpr tuning::hopper_attend tune = tuning::hopper_attend_for<D>();
-  static constexpr int stages = tuning::hopper_stages;
+  static constexpr int stages = tuning::hopper_stages, slots = tuning::hopper_item_slots;
   using q_tile = swizzled_tile<tune.rows(), D>;
   using kv_tile = swizzled_tile<tuning::hopper_keys, D>;
   using few_tile = swizzled_tile<tuning::hopper_few_keys, D>;
   static constexpr int gather_threads = 64;  ///< warps 2 and 3 of the producer
 
-  alignas(1024) unsigned char q[2][q_tile::bytes];
+  alignas(1024) unsigned char q[slots][q_tile::bytes];
   alignas(1024) unsigned char k[stages][kv_tile::bytes];
   alignas(1024) unsigned char v[Values ? stages : 1][Values ? kv_tile::bytes : 1024];
-  gathered_row rows[2][Gathered ? tune.rows() : 1];
-  attend_item items[tuning::hopper_item_slots];
-  ring_barriers<2> q_ring;
-  ptx::mbarrier out_full[2];  ///< in order: out stands where q was
+  gathered_row rows[slots][Gathered ? tune.rows() : 1];
+  attend_item items[slots];
+  loaded_keys loaded[stages];
+  ring_barriers<slots> item_ring, q_ring;  ///< an item and its rows have the same slot
+  ptx::mbarrier out_full[slots];           ///< in order: out stands where q was
   ring_barriers<stages> k_ring, v_ring;
-  ring_barriers<tuning::hopper_item_slots> item_ring;
 
   __device__ __forceinline__ void init_barriers() {
     q_ring.init(Gathered ? gather_threads : 1, Gathered ? tune.groups : 1);

@@ -1,5 +1,5 @@
 /// @file
-/// Pairs of 16-bit values in a register, and their way to shared memory. sm_90.
+/// Pairs of 16-bit values in a register, and their ways to and from memory. sm_90.
 #pragma once
 
 #include <omnisparse/core/dtype.hpp>
@@ -40,6 +40,14 @@ __device__ __forceinline__ float high_of(std::uint32_t pair) {
   else return low_of<T>(pair >> 16);
 }
 
+/// The squares of two bfloat16 values, each rounded once: adding -0 changes no product.
+// fma.rn.bf16x2 squares, pair, pair, {-0, -0};
+__device__ __forceinline__ std::uint32_t square_pair(std::uint32_t pair) {
+  std::uint32_t squares;
+  asm("fma.rn.bf16x2 %0, %1, %1, %2;" : "=r"(squares) : "r"(pair), "r"(0x80008000u));
+  return squares;
+}
+
 /// Stores four 8 x 8 matrices of 16-bit values; lane l gives the address of row l % 8 of matrix
 /// l / 8, and its pair of each matrix, laid out as the accumulators of a product are.
 // stmatrix.sync.aligned.m8n8.x4.shared.b16 [to], {a, b, c, d};
@@ -48,6 +56,12 @@ __device__ __forceinline__ void store_matrices(std::uint32_t to, std::uint32_t a
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a),
                "r"(b), "r"(c), "r"(d)
                : "memory");
+}
+
+/// Asks for the line of global memory at `p` to be brought to L2.
+// prefetch.global.L2 [p];
+__device__ __forceinline__ void prefetch(void const* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
 }
 
 }  // namespace omnisparse::ptx

@@ -19,11 +19,10 @@ struct hopper_attend {
   friend constexpr bool operator==(hopper_attend const&, hopper_attend const&) = default;
 };
 
-inline constexpr int hopper_keys = 128;     ///< keys of a tile
-inline constexpr int hopper_few_keys = 16;  ///< keys of a narrow tile, for sinks
-inline constexpr int hopper_stages = 2;     ///< key tiles on their way or in use
-inline constexpr int hopper_item_slots =
-    2;  ///< the item in work and the next: no block hoards work
+inline constexpr int hopper_keys = 128;         ///< keys of a tile
+inline constexpr int hopper_few_keys = 16;      ///< keys of a narrow tile, for sinks
+inline constexpr int hopper_stages = 2;         ///< key tiles on their way or in use
+inline constexpr int hopper_item_slots = 2;     ///< the item in work and the next one, no more
 inline constexpr int hopper_l2_megabytes = 32;  ///< K and V that are read together
 
 /// Measured on H100 and H200: D 64 is bound by the softmax and needs three warpgroups in turns,
@@ -32,7 +31,7 @@ template <int D>
 OMNISPARSE_HD constexpr hopper_attend hopper_attend_for() noexcept {
   static_assert(D == 64 || D == 128);
   if constexpr (D == 64) return {3, 32, 160, true};
-  else return {2, 40, 232, false};
+  else return {2, 56, 224, false};
 }
 
 }  // namespace omnisparse::tuning

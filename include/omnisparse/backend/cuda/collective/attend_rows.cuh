@@ -1,0 +1,165 @@
+/// @file
+/// How the rows of a tile come into shared memory and go back: in order by the copy engine, or
+/// gathered one by one.
+#pragma once
+
+#include <omnisparse/backend/cuda/collective/attend_task.cuh>
+#include <omnisparse/backend/cuda/ptx/cp_async.cuh>
+#include <omnisparse/backend/cuda/ptx/narrow.cuh>
+#include <omnisparse/backend/cuda/ptx/tma.cuh>
+#include <omnisparse/backend/cuda/ptx/warpgroup.cuh>
+#include <omnisparse/core/merge.hpp>
+
+namespace omnisparse::collective {
+
+/// Copies the rows of an item to a q tile, and what they see beside them: by 64 threads, of which
+/// this is number `thread`. Rows beyond the last are zeros.
+template <class T, int D, class Block>
+__device__ inline void gather_tile(attend_task<T> const& task, attend_item const& item,
+                                   Block& shared, int slot, int thread) {
+  using tile = typename Block::q_tile;
+  constexpr int chunks = D / 8, at_once = 32 / chunks;  // 16-byte chunks of a row; rows of a pass
+  attention_shape const& shape = task.call.shape;
+  int const lane = thread % 32, group = shape.group();
+  sequence_extent const extent{item.q_tokens, item.kv_tokens};
+  std::int64_t const place = task.schedule.begin(shape, item.list) + item.first_row;
+#pragma unroll 1
+  for (int first = thread - lane; first < Block::tune.rows(); first += Block::gather_threads) {
+    int const mine = first + lane;
+    gathered_row row{-1, 0, item.list_size};
+    T const* from = task.call.q.data;
+    if (mine < item.rows) {
+      row = gathered_range(task, extent, place + mine, item.list_size);
+      int const head = item.head + row.row % group, i = row.row / group;
+      from = task.call.q.at(item.batch, head, i);
+      if (task.keys == attend_keys::list && !task.call.out.is_null()) {  // is read at the end
+        T const* const out = task.call.out.at(item.batch, head, i);
+        for (int d = 0; d < D; d += 64) ptx::prefetch(out + d);
+      }
+    }
+    shared.rows[slot][mine] = row;
+    auto const address = reinterpret_cast<unsigned long long>(from);
+#pragma unroll 1
+    for (int n = 0; n < 32; n += at_once) {
+      int const r = n + lane / chunks;
+      unsigned long long const source = __shfl_sync(~0u, address, r);
+      ptx::cp_async_16(shared.q[slot] + tile::offset(first + r, lane % chunks),
+                       reinterpret_cast<T const*>(source) + lane % chunks * 8,
+                       first + r < item.rows ? 16 : 0);
+    }
+  }
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+  ptx::fence_shared_for_async();
+}
+
+/// Writes the lse of a warpgroup's rows in order, and puts its part of out where its q rows were,
+/// for the copy engine to fetch once every warp has arrived at `done`.
+template <class Group, class T>
+__device__ __forceinline__ void hand_over_tile(Group& group, attend_task<T> const& task,
+                                               attend_item const& item, int slot, int barrier,
+                                               ptx::mbarrier& done) {
+  using tile = typename Group::q_tile;
+  constexpr int dim = tile::panels * 64;
+  float weight[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int const i = item.first_row + group.row(half);
+    bool const sees = i < item.q_tokens && group.softmax.sum[half] > 0.f;
+    weight[half] = sees ? 1.f / group.softmax.sum[half] : 0.f;
+    if (group.lane() % 4 == 0 && i < task.call.shape.q_tokens) {
+      task.lse(item.batch, item.head, i) = sees ? group.softmax.lse(half) : empty_lse();
+    }
+    if constexpr (Group::attends) {
+      if (!sees) {  // a row that does not exist may have met NaN
+#pragma unroll
+        for (int e = 2 * half; e < dim / 2; e += 4) group.sums[e] = group.sums[e + 1] = 0.f;
+      }
+    }
+  }
+  if constexpr (Group::attends) {
+    ptx::wait_at(barrier, 128);  // all warps are done with q
+    auto const& o = group.sums;
+    std::uint32_t const base = ptx::shared_address(group.shared.q[slot] + group.group * 8192);
+    int const row = group.thread() / 32 * 16 + group.lane() % 16;
+#pragma unroll
+    for (int s = 0; s < dim / 16; ++s) {
+      int const chunk = 2 * s + group.lane() / 16;
+      ptx::store_matrices(base + static_cast<std::uint32_t>(tile::offset(row, chunk)),
+                          ptx::pair_of<T>(o[8 * s] * weight[0], o[8 * s + 1] * weight[0]),
+                          ptx::pair_of<T>(o[8 * s + 2] * weight[1], o[8 * s + 3] * weight[1]),
+                          ptx::pair_of<T>(o[8 * s + 4] * weight[0], o[8 * s + 5] * weight[0]),
+                          ptx::pair_of<T>(o[8 * s + 6] * weight[1], o[8 * s + 7] * weight[1]));
+    }
+    ptx::fence_shared_for_async();
+  }
+  __syncwarp();
+  if (group.lane() == 0) done.arrive();
+}
+
+/// Writes a warpgroup's part of a split tile, for merge_splits.
+template <class Group>
+__device__ __forceinline__ void store_split(Group& group, key_splits const& splits,
+                                            attend_item const& item) {
+  constexpr int dim = Group::q_tile::panels * 64;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int const r = group.row(half);
+    std::int64_t const row = std::int64_t{item.slot} * Group::block::tune.rows() + r;
+    float const sum = group.softmax.sum[half];
+    if (r >= item.rows) continue;
+    if (group.lane() % 4 == 0) splits.lse[row] = group.softmax.lse(half);
+    if constexpr (Group::attends) {
+      auto* const out = reinterpret_cast<float2*>(splits.out + row * dim) + group.lane() % 4;
+#pragma unroll
+      for (int e = 2 * half; e < dim / 2; e += 4) {
+        out[e / 4 * 4] =
+            sum > 0.f ? float2{group.sums[e] / sum, group.sums[e + 1] / sum} : float2{};
+      }
+    }
+  }
+}
+
+/// Writes what a warpgroup computed for gathered rows, where it stands: over what is there, or
+/// merged with it through lse. An empty list changes nothing.
+template <class Group, class T>
+__device__ __forceinline__ void scatter_tile(Group& group, attend_task<T> const& task,
+                                             attend_item const& item, int slot) {
+  constexpr int words = Group::attends ? Group::q_tile::panels * 8 : 1;  // of a row, a thread's
+  bool const merges = task.keys == attend_keys::list;
+  int const per_head = task.call.shape.group();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int const row = group.shared.rows[slot][group.row(half)].row;
+    float const sum = group.softmax.sum[half];
+    if (row < 0 || (merges && !(sum > 0.f))) continue;
+    int const head = item.head + row % per_head, i = row / per_head;
+    float* const lse = task.lse.at(item.batch, head, i);
+    std::uint32_t* out = nullptr;
+    std::uint32_t before[words] = {};
+    if constexpr (Group::attends) {
+      out = reinterpret_cast<std::uint32_t*>(task.call.out.at(item.batch, head, i)) +
+            group.lane() % 4;
+#pragma unroll
+      for (int w = 0; w < words; ++w) before[w] = merges ? out[4 * w] : 0u;
+    }
+    float const theirs = merges ? *lse : empty_lse(), mine = group.softmax.lse(half);
+    float const whole = merge_lse(theirs, mine);
+    float const weight = sum > 0.f ? merge_weight(mine, whole) / sum : 0.f;
+    float const kept = merge_weight(theirs, whole);
+    __syncwarp(0xfu << (group.lane() & 28));  // all four threads of the row have read its lse
+    if (group.lane() % 4 == 0) *lse = whole;
+    if constexpr (Group::attends) {
+#pragma unroll
+      for (int w = 0; w < words; ++w) {
+        int const e = 4 * w + 2 * half;
+        float const low = sum > 0.f ? group.sums[e] * weight : 0.f;
+        float const high = sum > 0.f ? group.sums[e + 1] * weight : 0.f;
+        out[4 * w] = ptx::pair_of<T>(low + kept * ptx::low_of<T>(before[w]),
+                                     high + kept * ptx::high_of<T>(before[w]));
+      }
+    }
+  }
+}
+
+}  // namespace omnisparse::collective

@@ -1,0 +1,123 @@
+/// @file
+/// The running softmax of the two rows that a thread holds of a product's accumulator.
+#pragma once
+
+#include <omnisparse/backend/cuda/ptx/ex2.cuh>
+#include <omnisparse/core/near_field.hpp>
+
+#include <cuda/ptx>
+
+namespace omnisparse::collective {
+
+// Register e of an accumulator belongs to row half (e >> 1) & 1, and to column 8 (e >> 2) + (e & 1)
+// beyond 2 (lane % 4).
+
+/// How many of a thread's N / 2 columns of a row lie before `column`, counted from its first.
+template <int N>
+__device__ __forceinline__ int columns_before(int column) {
+  return clamped(2 * (column >> 3) + smaller(column & 7, 2), 0, N / 2);
+}
+
+/// Sets to -inf what a row does not see. `seen` counts keys, `first` is the key of column 0. The
+/// columns of a row are bits of a word, which are tested several at a time.
+template <int N>
+__device__ __forceinline__ void mask_scores(float (&s)[N], key_range const (&seen)[2], int first,
+                                            int lane) {
+  static_assert(N <= 64);
+  int const origin = first + 2 * (lane % 4);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int const begin = columns_before<N>(seen[half].begin - origin);
+    int const end = columns_before<N>(seen[half].end - origin);
+    unsigned const bits = ::cuda::ptx::bmsk_clamp(static_cast<unsigned>(begin),
+                                                  static_cast<unsigned>(larger(end - begin, 0)));
+#pragma unroll
+    for (int e = 2 * half; e < N; e += (e & 1) == 0 ? 1 : 3) {
+      if ((bits & 1u << (e / 4 * 2 + e % 2)) == 0) s[e] = -__builtin_huge_valf();
+    }
+  }
+}
+
+/// Maximum and sum of each row so far. Logits are scaled by 1 / sqrt D; the maximum is kept raw.
+template <int D>
+struct online_softmax {
+  static_assert(D == 64 || D == 128 || D == 256);
+  static constexpr float scale = D == 64 ? 0.125f : D == 128 ? 0.08838834764831845f : 0.0625f;
+  static constexpr float log2_scale = scale * 1.4426950408889634f;
+
+  float high[2];     ///< the maximum that exponents are taken against, at most 2^8 too small
+  float sum[2];      ///< this thread's part
+  float rescale[2];  ///< the factor that the last update asks of everything summed before
+
+  /// Turns scores into exponentials. A row's maximum is renewed only where it grew by more than a
+  /// factor of 2^8: sums in fp32 stay as exact, and most updates rescale nothing. `First`: there is
+  /// nothing before; `Masked`: a row may see nothing yet.
+  template <bool First, bool Masked, int N>
+  __device__ __forceinline__ void update(float (&s)[N]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float a = First ? s[2 * half] : fmaxf(high[half], s[2 * half]);
+      float b = s[2 * half + 1], c = s[2 * half + 4], d = s[2 * half + 5];
+#pragma unroll
+      for (int e = 8; e < N; e += 8) {
+        a = fmaxf(a, s[e + 2 * half]);
+        b = fmaxf(b, s[e + 2 * half + 1]);
+        c = fmaxf(c, s[e + 2 * half + 4]);
+        d = fmaxf(d, s[e + 2 * half + 5]);
+      }
+      float top = fmaxf(fmaxf(a, b), fmaxf(c, d));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      if constexpr (First) {
+        sum[half] = 0.f;
+      } else {
+        bool const renew = (top - high[half]) * log2_scale > 8.f;  // false for two of -inf
+        rescale[half] = renew ? ptx::ex2((high[half] - top) * log2_scale) : 1.f;
+        top = renew ? top : high[half];
+        sum[half] *= rescale[half];
+      }
+      high[half] = top;
+      float shift = top * log2_scale;
+      if (Masked && top == -__builtin_huge_valf()) shift = 0.f;
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        if ((e >> 1 & 1) == half) s[e] = ptx::ex2(fmaf(s[e], log2_scale, -shift));
+      }
+      float even = 0.f, odd = 0.f;
+#pragma unroll
+      for (int e = 0; e < N; e += 4) {
+        even += s[e + 2 * half];
+        odd += s[e + 2 * half + 1];
+      }
+      sum[half] += even + odd;
+    }
+  }
+
+  /// Applies the factors to what was summed before; one vote of the warp skips factors of 1.
+  template <int N>
+  __device__ __forceinline__ void rescale_sums(float (&o)[N]) const {
+    if (!__any_sync(~0u, (rescale[0] != 1.f) | (rescale[1] != 1.f))) return;
+#pragma unroll
+    for (int e = 0; e < N; ++e) o[e] *= rescale[e >> 1 & 1];
+  }
+
+  /// A state that has seen no key.
+  __device__ __forceinline__ void clear() {
+    high[0] = high[1] = -__builtin_huge_valf();
+    sum[0] = sum[1] = 0.f;
+  }
+  /// Adds the parts of the four threads of each row: once, at the end.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
+      sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
+    }
+  }
+  /// The log-sum-exp of a finished row, nats; -inf where it saw nothing.
+  __device__ __forceinline__ float lse(int half) const {
+    return sum[half] > 0.f ? high[half] * scale + logf(sum[half]) : -__builtin_huge_valf();
+  }
+};
+
+}  // namespace omnisparse::collective
