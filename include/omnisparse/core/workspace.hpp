@@ -59,6 +59,7 @@ class arena {
 
   // Bytes a workspace must have for all that was taken, wherever it starts.
   std::size_t needed() const noexcept { return data_ == nullptr ? used_ + alignment : used_; }
+  std::size_t used() const noexcept { return used_; }
   bool fits() const noexcept { return used_ <= end_; }
 
  private:

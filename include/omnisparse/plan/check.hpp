@@ -7,10 +7,12 @@
 
 namespace omnisparse {
 
-/// Refuses a plan that was made for another shape, has null parts, an unknown row class, or a list
-/// that is too long, unsorted, repeats an entry or leaves [0, kv_tokens). Host plans only; reads
-/// every entry once.
-inline status check_plan(plan_view<host> const& plan, attention_shape const& shape) noexcept {
+namespace detail {
+
+// What can be seen of a plan without reading its entries, in any space.
+template <class Space>
+constexpr status check_plan_frame(plan_view<Space> const& plan,
+                                  attention_shape const& shape) noexcept {
   auto const refuse = [](char const* why) { return status{status_code::invalid_plan, why}; };
   if (!(plan.shape == shape)) {
     return refuse(
@@ -27,6 +29,17 @@ inline status check_plan(plan_view<host> const& plan, attention_shape const& sha
         "omnisparse: the plan has null parts: give memory for rows, kept and "
         "kept_counts, or use attention_plan, which owns them");
   }
+  return {};
+}
+
+}  // namespace detail
+
+/// Refuses a plan that was made for another shape, has null parts, an unknown row class, or a list
+/// that is too long, unsorted, repeats an entry or leaves [0, kv_tokens). Host plans only; reads
+/// every entry once.
+inline status check_plan(plan_view<host> const& plan, attention_shape const& shape) noexcept {
+  if (status const bad = detail::check_plan_frame(plan, shape); !bad.ok()) return bad;
+  auto const refuse = [](char const* why) { return status{status_code::invalid_plan, why}; };
   for (std::int64_t i = 0; i < plan.row_count(); ++i) {
     if (static_cast<unsigned char>(plan.rows[i]) > 2) {
       return refuse(

@@ -1,0 +1,204 @@
+/// @file
+/// The CUDA backend: what the functor calls. For nvcc only.
+#pragma once
+
+#include <omnisparse/backend/cuda/backend.cuh>
+#include <omnisparse/backend/cuda/chunk_range.cuh>
+#include <omnisparse/backend/cuda/observe.cuh>
+#include <omnisparse/backend/cuda/paths.cuh>
+#include <omnisparse/backend/cuda/select.cuh>
+#include <omnisparse/budget/dense.hpp>
+#include <omnisparse/core/backend.hpp>
+#include <omnisparse/core/call.hpp>
+#include <omnisparse/core/workspace.hpp>
+#include <omnisparse/plan/check.hpp>
+#include <omnisparse/rescue/none.hpp>
+#include <omnisparse/selector/all.hpp>
+
+namespace omnisparse {
+
+template <>
+struct engine<backend::cuda> {
+  /// The message of an ok status names the path that a call with 16-byte aligned views takes.
+  template <class T, class Policies>
+  static status can_run(backend::cuda b, Policies const&, attention_shape const& shape) noexcept {
+    return launch::path_of<T>(b.path, shape).why;
+  }
+
+  template <class T, class Policies>
+  static std::size_t workspace_bytes(backend::cuda, Policies const& p,
+                                     attention_shape const& shape) noexcept {
+    detail::arena count;
+    memory<T, Policies>::take(count, shape, p);
+    return count.needed();
+  }
+
+  template <class T, class Policies>
+  static status plan(backend::cuda b, Policies const& p, attention_call<T, device> const& call,
+                     plan_view<device> const& plan, workspace_view<device> ws,
+                     cudaStream_t on) noexcept {
+    return with_path<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
+      return decide(path.keys_only(), p, call, plan, m, m.lse, on);
+    });
+  }
+
+  template <class T, class Policies>
+  static status run(backend::cuda b, Policies const& p, attention_call<T, device> const& call,
+                    plan_view<device> const& plan, workspace_view<device> ws,
+                    cudaStream_t on) noexcept {
+    if (status const bad = detail::check_plan_frame(plan, call.shape); !bad.ok()) return bad;
+    return with_path<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
+      auto const lse = call.lse.is_null() ? m.lse : call.lse;
+      status s = path.near(call, p.near, p.limit, lse, on);
+      if (s.ok()) s = path.far(call, p.near, p.limit, plan, lse, on);
+      if (s.ok()) s = path.rescued(call, p.near, p.limit, plan, lse, on);
+      return s;
+    });
+  }
+
+  template <class T, class Policies>
+  static status attend(backend::cuda b, Policies const& p, attention_call<T, device> const& call,
+                       workspace_view<device> ws, cudaStream_t on) noexcept {
+    return with_path<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
+      auto const lse = call.lse.is_null() ? m.lse : call.lse;
+      if constexpr (is_dense<Policies>) {
+        return path.dense(call, p.limit, lse, on);
+      } else {
+        plan_view<device> plan = m.plan;
+        plan.capacity = longest_list(p, call);
+        status s = decide(path, p, call, plan, m, lse, on);
+        if constexpr (rescues<Policies>) {
+          if (s.ok()) s = path.rescued(call, p.near, p.limit, plan, lse, on);
+        }
+        return s;
+      }
+    });
+  }
+
+ private:
+  // Everything is kept for every row: no plan is needed.
+  template <class Policies>
+  static constexpr bool is_dense = std::same_as<decltype(Policies::selector), selector::all> &&
+                                   std::same_as<decltype(Policies::budget), budget::dense>;
+  template <class Policies>
+  static constexpr bool rescues = !std::same_as<decltype(Policies::rescue), rescue::none>;
+  template <class Policies>
+  static constexpr bool wants_far =
+      std::same_as<observed<decltype(Policies::selector)>, observation::near_and_far>;
+  template <class Policies>
+  static constexpr bool wants_coverage =
+      std::same_as<observed<decltype(Policies::rescue)>, observation::coverage>;
+
+  // The memory of a call, whichever path it takes.
+  template <class T, class Policies>
+  struct memory {
+    lse_view<T, device> lse;  ///< [batch, q_heads, q_tokens]
+    plan_view<device> plan;   ///< of a call that plans and attends
+    chunk_range range;        ///< how many chunks are scored at a time
+    scores_view scores;
+    launch::path_memory<T> paths;
+    launch::observe_memory<Policies> observe;
+    launch::select_memory select;
+
+    static memory take(detail::arena& arena, attention_shape const& shape,
+                       Policies const& p) noexcept {
+      memory m;
+      int const chunk_rows = p.rows.rows > 0 ? p.rows.rows : larger(1, shape.q_tokens);
+      m.lse = {nullptr, {shape.batch, shape.q_heads, shape.q_tokens}};
+      m.lse.data = arena.take<float>(static_cast<std::size_t>(m.lse.size()));
+      m.plan.shape = shape;
+      m.plan.chunk_rows = chunk_rows;
+      m.plan.capacity = shape.kv_tokens;
+      if constexpr (!is_dense<Policies>) {
+        auto const lists = static_cast<std::size_t>(m.plan.list_count());
+        m.plan.rows = arena.take<row_class>(static_cast<std::size_t>(m.plan.row_count()));
+        m.plan.kept_counts = arena.take<int>(lists);
+        m.plan.recalls = arena.take<float>(lists);
+        m.plan.kept = arena.take<int>(lists * static_cast<std::size_t>(shape.kv_tokens));
+        m.range = {0, scored_at_once(shape, m.plan.chunks())};
+        m.scores = scores_view::take(arena, shape, m.range);
+        m.observe = launch::observe_memory<Policies>::take(arena, shape, p, m.range);
+        m.select = launch::select_memory::take(arena, shape, m.range);
+      }
+      m.paths = launch::path_memory<T>::take(arena, shape, chunk_rows, p.limit);
+      return m;
+    }
+  };
+
+  // Chunks whose scores fit 128 MB together, at least one.
+  static int scored_at_once(attention_shape const& shape, int chunks) noexcept {
+    std::int64_t const each =
+        std::int64_t{8} * shape.batch * shape.kv_heads * round_up(larger(1, shape.kv_tokens), 128);
+    return static_cast<int>(
+        clamped<std::int64_t>((std::int64_t{128} << 20) / each, 1, larger(1, chunks)));
+  }
+
+  // Most tokens that a list of this call can hold. Where the budget looks at nothing and no length
+  // or segment hides on the device, the host asks it; else every key.
+  template <class T, class Policies>
+  static int longest_list(Policies const& p, attention_call<T, device> const& call) noexcept {
+    attention_shape const& shape = call.shape;
+    if constexpr (std::same_as<observed<decltype(p.budget)>, observation::nothing>) {
+      if (call.in.segments.is_null() && call.in.q_lengths.is_null() &&
+          call.in.kv_lengths.is_null()) {
+        sequence_extent const extent{shape.q_tokens, shape.kv_tokens};
+        int const rows = p.rows.rows > 0 ? p.rows.rows : larger(1, shape.q_tokens);
+        int most = 0;
+        for (std::int64_t first = 0; first < shape.q_tokens; first += rows) {
+          int const begin = static_cast<int>(first);
+          int const end = static_cast<int>(smaller<std::int64_t>(first + rows, shape.q_tokens));
+          int const tokens = candidates_of(p.near, extent.position(begin), extent.position(end - 1),
+                                           shape.kv_tokens, p.limit)
+                                 .size();
+          most = larger(most, clamped(p.budget.tokens({}, {tokens}), 0, tokens));
+        }
+        return most;
+      }
+    }
+    return shape.kv_tokens;
+  }
+
+  // Lays out the memory, chooses the path and calls act(path, memory).
+  template <class T, class Policies, class Act>
+  static status with_path(backend::cuda b, Policies const& p, attention_call<T, device> const& call,
+                          workspace_view<device> ws, Act const& act) noexcept {
+    detail::arena arena(ws.data, ws.bytes);
+    auto const m = memory<T, Policies>::take(arena, call.shape, p);
+    if (ws.data == nullptr || !arena.fits()) return detail::workspace_refusal();
+    if (call.shape.batch == 0 || call.shape.q_heads == 0 || call.shape.q_tokens == 0) return {};
+    return launch::with_path<T>(b.path, call, m.paths,
+                                [&](auto const& path) { return act(path, m); });
+  }
+
+  // Near field, row classes, lists, far part, rescue: decides and, unless the path looks at keys
+  // only, attends on the way. Rescued rows are named, not attended to.
+  template <class Path, class T, class Policies>
+  static status decide(Path const& path, Policies const& p, attention_call<T, device> const& call,
+                       plan_view<device> const& plan, memory<T, Policies> const& m,
+                       lse_view<T, device> const& lse, cudaStream_t on) noexcept {
+    constexpr bool far_first = !Path::attends && !wants_coverage<Policies>;
+    status s;
+    if constexpr (Path::attends || wants_far<Policies> || wants_coverage<Policies>) {
+      s = path.near(call, p.near, p.limit, lse, on);
+    }
+    if (s.ok()) {
+      if constexpr (wants_far<Policies>)
+        s = launch::classify_far(call, p, lse, plan, m.observe, on);
+      else s = launch::classify(call, p, plan, m.observe, on);
+    }
+    for (int first = 0; s.ok() && first < plan.chunks(); first += m.range.count) {
+      chunk_range const range{first, smaller(m.range.count, plan.chunks() - first)};
+      s = launch::probe(call, p, plan, range, m.scores, m.observe, on);
+      if (s.ok()) s = launch::select(call, p, plan, range, m.scores, m.select, on);
+    }
+    if constexpr (!far_first) {
+      if (s.ok()) s = path.far(call, p.near, p.limit, plan, lse, on);
+    }
+    if constexpr (rescues<Policies>) {
+      if (s.ok()) s = launch::rescue(call, p, lse, plan, m.observe, on);
+    }
+    return s;
+  }
+};
+
+}  // namespace omnisparse

@@ -1,0 +1,150 @@
+/// @file
+/// The two ways to attend, behind one face, and the choice between them.
+#pragma once
+
+#include <omnisparse/backend/cuda/backend.cuh>
+#include <omnisparse/backend/cuda/device.cuh>
+#include <omnisparse/backend/cuda/hopper.cuh>
+#include <omnisparse/backend/cuda/portable.cuh>
+#include <omnisparse/core/call.hpp>
+
+#include <concepts>
+
+namespace omnisparse::launch {
+
+/// Memory of either path: which of them a call takes is known only when its views are.
+template <class T>
+struct path_memory {
+  hopper_memory<T> hopper;
+  portable_memory<T> portable;
+
+  static path_memory take(detail::arena& arena, attention_shape const& shape, int chunk_rows,
+                          mask limit) noexcept {
+    detail::arena other = arena;
+    path_memory m;
+    m.hopper = hopper_memory<T>::take(arena, shape, chunk_rows, limit, shape.kv_tokens);
+    m.portable = portable_memory<T>::take(other, shape, chunk_rows, limit);
+    if (other.used() > arena.used()) arena = other;
+    return m;
+  }
+};
+
+/// The Hopper kernels: TMA, wgmma, packed lists.
+template <class T, int D, bool Values = true>
+struct hopper_path {
+  static constexpr bool attends = Values;
+  hopper_memory<T> memory;
+
+  constexpr auto keys_only() const noexcept { return hopper_path<T, D, false>{memory}; }
+  status near(attention_call<T, device> const& call, near_field const& field, mask limit,
+              lse_view<T, device> const& lse, cudaStream_t on) const noexcept {
+    return hopper_near<T, D, Values>(call, field, limit, lse, memory, on);
+  }
+  status dense(attention_call<T, device> const& call, mask limit, lse_view<T, device> const& lse,
+               cudaStream_t on) const noexcept {
+    return hopper_dense<T, D, Values>(call, limit, lse, memory, on);
+  }
+  status far(attention_call<T, device> const& call, near_field const& field, mask limit,
+             plan_view<device> const& plan, lse_view<T, device> const& lse,
+             cudaStream_t on) const noexcept {
+    return hopper_far<T, D, Values>(call, field, limit, plan, lse, memory, on);
+  }
+  status rescued(attention_call<T, device> const& call, near_field const& field, mask limit,
+                 plan_view<device> const& plan, lse_view<T, device> const& lse,
+                 cudaStream_t on) const noexcept {
+    return hopper_rescued<T, D, Values>(call, field, limit, plan, lse, memory, on);
+  }
+};
+
+/// The mma.sync kernels, for every GPU from compute capability 8.0 on and every layout.
+template <class T, int D, bool Values = true>
+struct portable_path {
+  static constexpr bool attends = Values;
+  portable_memory<T> memory;
+
+  constexpr auto keys_only() const noexcept { return portable_path<T, D, false>{memory}; }
+  status near(attention_call<T, device> const& call, near_field const& field, mask limit,
+              lse_view<T, device> const& lse, cudaStream_t on) const noexcept {
+    return portable_near<T, D, Values>(call, field, limit, lse, memory, on);
+  }
+  status dense(attention_call<T, device> const& call, mask limit, lse_view<T, device> const& lse,
+               cudaStream_t on) const noexcept {
+    return portable_dense<T, D, Values>(call, limit, lse, memory, on);
+  }
+  status far(attention_call<T, device> const& call, near_field const& field, mask limit,
+             plan_view<device> const& plan, lse_view<T, device> const& lse,
+             cudaStream_t on) const noexcept {
+    return portable_far<T, D, Values>(call, field, limit, plan, lse, memory, on);
+  }
+  status rescued(attention_call<T, device> const& call, near_field const& field, mask limit,
+                 plan_view<device> const& plan, lse_view<T, device> const& lse,
+                 cudaStream_t on) const noexcept {
+    return portable_rescued<T, D, Values>(call, field, limit, plan, lse, memory, on);
+  }
+};
+
+/// Which path a call takes. `why` is ok with a sentence that says why, or the refusal.
+struct path_choice {
+  bool hopper = false;
+  status why = {};
+};
+
+/// The choice for a dtype and shape, views aside. Asks the current device for its architecture.
+template <class T>
+path_choice path_of(backend::cuda_path wanted, attention_shape const& shape) noexcept {
+  if constexpr (std::same_as<T, double>) {
+    return {false,
+            {status_code::unsupported,
+             "omnisparse: the CUDA backend takes float, bfloat16 and half, not double: convert, or "
+             "use backend::cpu"}};
+  } else {
+    if (shape.dim != 64 && shape.dim != 128 && shape.dim != 256) {
+      return {false,
+              {status_code::unsupported,
+               "omnisparse: the CUDA backend takes a head dimension D of 64, 128 or 256: pad q, k "
+               "and v with zeros"}};
+    }
+    device_traits traits;
+    if (status const bad = read_device(traits); !bad.ok()) return {false, bad};
+    auto const portable = [](char const* why) {
+      return path_choice{false, {status_code::ok, why}};
+    };
+    if (wanted == backend::cuda_path::portable) return portable("portable path: asked for");
+    if constexpr (std::same_as<T, float>) {
+      return portable("portable path: float has no Hopper kernels");
+    } else {
+      if (shape.dim == 256) return portable("portable path: D 256 has no Hopper kernels");
+      if (status const no = hopper_can_run<T>(shape); !no.ok()) return portable(no.message);
+      if (!has_hopper_code()) return portable("portable path: this program has no code for sm_90a");
+      return {true, {status_code::ok, "Hopper path: TMA and wgmma, 16-bit dtype, D 64 or 128"}};
+    }
+  }
+}
+
+/// Calls act(path) with the path and the head dimension of this call as types.
+template <class T, class Act>
+status with_path(backend::cuda_path wanted, attention_call<T, device> const& call,
+                 path_memory<T> const& m, Act const& act) noexcept {
+  path_choice const choice = path_of<T>(wanted, call.shape);
+  if (!choice.why.ok()) return choice.why;
+  if constexpr (std::same_as<T, double>) {
+    return choice.why;
+  } else {
+    if constexpr (!std::same_as<T, float>) {
+      if (choice.hopper && hopper_can_read(call)) {
+        return call.shape.dim == 64 ? act(hopper_path<T, 64>{m.hopper})
+                                    : act(hopper_path<T, 128>{m.hopper});
+      }
+    }
+    switch (call.shape.dim) {
+      case 64:
+        return act(portable_path<T, 64>{m.portable});
+      case 128:
+        return act(portable_path<T, 128>{m.portable});
+      default:
+        return act(portable_path<T, 256>{m.portable});
+    }
+  }
+}
+
+}  // namespace omnisparse::launch

@@ -1,0 +1,342 @@
+// The functor on the GPU against the functor on the reference: plans, outputs, graphs, refusals.
+#include "support/device.cuh"
+
+#include <omnisparse/presets.hpp>
+#include <omnisparse/testing/archetypes.hpp>
+
+#include <cstring>
+
+using namespace testing_support;
+
+namespace {
+
+// The paths that a test runs: what the GPU would choose, and the portable one by force.
+constexpr backend::cuda paths[] = {{}, {.path = backend::cuda_path::portable}};
+
+constexpr char const* name_of(backend::cuda b) {
+  return b.path == backend::cuda_path::portable ? " portable" : " automatic";
+}
+
+std::string describe(attention_shape const& s, mask limit, char const* more) {
+  return "B " + std::to_string(s.batch) + " H " + std::to_string(s.q_heads) + "/" +
+         std::to_string(s.kv_heads) + " N " + std::to_string(s.q_tokens) + "/" +
+         std::to_string(s.kv_tokens) + " D " + std::to_string(s.dim) +
+         (limit == mask::full ? " full" : " causal") + more;
+}
+
+// A host plan's twin on the device.
+attention_plan<device> to_device(plan_view<host> const& plan) {
+  attention_plan<device> copy(plan.shape, {plan.chunk_rows}, plan.capacity);
+  REQUIRE(copy);
+  REQUIRE(copy_plan(copy.view(), plan).ok());
+  return copy;
+}
+
+template <class T>
+void check_run(attention_shape const& s, near_field near, mask limit, int chunk_rows,
+               testing::plan_kind kind, layout order, std::uint64_t seed, bool ragged) {
+  auto const t = testing::random_tensors<T>(s, seed, 1.5f);
+  std::vector<int> q_lengths, kv_lengths;
+  if (ragged) {
+    for (int b = 0; b < s.batch; ++b) {
+      q_lengths.push_back(larger(0, s.q_tokens - 7 * (b + 1)));
+      kv_lengths.push_back(larger(0, s.kv_tokens - 5 * (b + 1)));
+    }
+  }
+  device_inputs const in(s, q_lengths, kv_lengths);
+  attention_plan<host> const plan(s, {chunk_rows});
+  testing::fill_plan(plan, kind, seed);
+  for (int b = 0; b < s.batch; ++b) {  // rows that do not exist are lazy in every plan
+    for (int h = 0; h < s.q_heads; ++h) {
+      for (int i = extent_of(s, in.on_host, b).q_tokens; i < s.q_tokens; ++i) {
+        plan.view().rows_at(b, h)[i] = row_class::lazy;
+      }
+    }
+  }
+  auto const slow = attention{backend::reference{}}.with(near).with(limit);
+  testing::result<T> oracle(s);
+  REQUIRE(slow.run(t.q_view(), t.k_view(), t.v_view(), plan, oracle.out_view, oracle.lses,
+                   workspace<>{}, in.on_host)
+              .ok());
+  auto const twin = to_device(plan);
+  for (backend::cuda const b : paths) {
+    auto const fast = attention{b}.with(near).with(limit).with(chunk{chunk_rows});
+    device_call<T> call(t, order);
+    poisoned const memory(fast.template workspace_bytes<T>(s));
+    status const ran = fast.run(call.q.view, call.k.view, call.v.view, twin, call.out.view,
+                                call.lse, {memory.data(), memory.bytes()}, in.on_device);
+    REQUIRE_MESSAGE(ran.ok(), std::string(ran.message));
+    check_cuda(cudaDeviceSynchronize());
+    check_outputs(call, oracle, describe(s, limit, name_of(b)));
+    CHECK(memory.guard_is_whole());
+  }
+}
+
+// Decisions may differ where the deciding number is a tie at rounding.
+template <class T, class Compose>
+void check_plan(attention_shape const& s, Compose const& compose, std::uint64_t seed, bool text) {
+  auto const t = testing::random_tensors<T>(s, seed, 1.5f);
+  std::vector<segment> kinds;
+  for (int n = 0; text && n < s.batch * s.kv_tokens; ++n) {
+    kinds.push_back(n % 11 == 3 ? segment::text : segment::visual);
+  }
+  device_inputs const in(s, {}, {}, kinds);
+  auto const slow = compose(attention{backend::reference{}});
+  auto const wanted = slow.make_plan(s);
+  REQUIRE(slow.plan(t.q_view(), t.k_view(), wanted, workspace<>{}, in.on_host).ok());
+  for (backend::cuda const b : paths) {
+    auto const fast = compose(attention{b});
+    device_call<T> call(t);
+    poisoned memory(fast.template workspace_bytes<T>(s));
+    workspace_view<device> const ws{memory.data(), memory.bytes()};
+    auto const made = fast.make_plan(s);
+    status const planned = fast.plan(call.q.view, call.k.view, made, ws, in.on_device);
+    REQUIRE_MESSAGE(planned.ok(), std::string(planned.message));
+    attention_plan<host> const copy(s, {made.view().chunk_rows});
+    REQUIRE(copy_plan(copy.view(), made.view()).ok());
+    check_cuda(cudaDeviceSynchronize());
+    CHECK(memory.guard_is_whole());
+    plan_view<host> const x = copy, y = wanted;
+    std::string const what = describe(s, mask::causal, name_of(b));
+    REQUIRE_MESSAGE(omnisparse::check_plan(x, s).ok(), what);
+    std::int64_t rows = 0, kept = 0, entries = 0;
+    for (std::int64_t n = 0; n < x.row_count(); ++n) rows += x.rows[n] != y.rows[n];
+    for (std::int64_t l = 0; l < x.list_count(); ++l) {
+      int const *a = x.kept + l * x.capacity, *c = y.kept + l * y.capacity;
+      std::vector<int> differ;
+      std::set_symmetric_difference(a, a + x.kept_counts[l], c, c + y.kept_counts[l],
+                                    std::back_inserter(differ));
+      kept += static_cast<std::int64_t>(differ.size());
+      entries += y.kept_counts[l];
+      CHECK_MESSAGE(std::abs(x.recalls[l] - y.recalls[l]) < 1e-3f, what);
+    }
+    CHECK_MESSAGE(rows * 300 <= x.row_count(), what << ": rows that differ: " << rows);
+    CHECK_MESSAGE(kept * 200 <= entries + 1000,
+                  what << ": list entries that differ: " << kept << " of " << entries);
+
+    // Plan then run equals one call, bit by bit, and the CPU runs the GPU's plan.
+    device_call<T> one(t);
+    REQUIRE(fast.run(call.q.view, call.k.view, call.v.view, made, call.out.view, call.lse, ws,
+                     in.on_device)
+                .ok());
+    check_cuda(cudaDeviceSynchronize());
+    memory.refill();
+    REQUIRE(fast(one.q.view, one.k.view, one.v.view, one.out.view, one.lse, ws, in.on_device).ok());
+    check_cuda(cudaDeviceSynchronize());
+    auto const u = call.out.download(), w = one.out.download();
+    CHECK_MESSAGE(std::memcmp(u.data(), w.data(), u.size() * sizeof(T)) == 0,
+                  what << ": plan then run differs from one call");
+    CHECK(call.lses() == one.lses());
+    testing::result<T> oracle(s);
+    REQUIRE(slow.run(t.q_view(), t.k_view(), t.v_view(), copy, oracle.out_view, oracle.lses,
+                     workspace<>{}, in.on_host)
+                .ok());
+    check_outputs(call, oracle, what + " by its own plan");
+  }
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("attention by a given plan is the reference's", T, bfloat16, omnisparse::half,
+                   float) {
+  std::uint64_t seed = 0;
+  for (attention_shape const s :
+       {attention_shape{2, 4, 2, 150, 200, 64}, attention_shape{1, 7, 1, 300, 300, 128},
+        attention_shape{2, 3, 3, 129, 257, 128}, attention_shape{1, 2, 1, 65, 130, 256}}) {
+    for (mask const limit : {mask::causal, mask::full}) {
+      for (testing::plan_kind const kind : testing::plan_kinds) {
+        ++seed;
+        near_field const near{.window = seed % 3 == 0 ? 0 : static_cast<int>(seed * 37 % 140),
+                              .sinks = static_cast<int>(seed % 5)};
+        auto const order = static_cast<layout>(seed % 3);
+        check_run<T>(s, near, limit, seed % 2 == 0 ? 64 : 0, kind, order, seed, seed % 4 == 1);
+      }
+    }
+  }
+}
+
+TEST_CASE("every composition plans as the reference does") {
+  std::uint64_t seed = 100;
+  using T = bfloat16;
+  for (attention_shape const s :
+       {attention_shape{1, 4, 2, 150, 300, 64}, attention_shape{2, 3, 1, 260, 260, 128}}) {
+    for (mask const limit : {mask::causal, mask::full}) {
+      for (int const window : {0, 40}) {
+        auto const base = [=](auto a) {
+          return a.with(near_field{window, 3}).with(limit).with(chunk{100});
+        };
+        bool const text = ++seed % 2 == 0;
+        check_plan<T>(
+            s,
+            [&](auto a) {
+              return base(a)
+                  .with(selector::far_mass{.epsilon = 0.5f,
+                                           .estimate = {.block = 16, .per_level = 2}})
+                  .with(budget::flattest_head{.recall = 0.8f})
+                  .with(rescue::coverage{.least = 0.7f, .estimate = {.block = 32}});
+            },
+            seed, text);
+        check_plan<T>(
+            s,
+            [&](auto a) {
+              return base(a)
+                  .with(selector::sink_contrast{.first = 5, .range = pool_range::past})
+                  .with(budget::per_head{.recall = 0.7f})
+                  .with(scorer::column_mass{.last = 5, .strided = 9, .normalise = true});
+            },
+            seed, text);
+        check_plan<T>(
+            s,
+            [&](auto a) {
+              return base(a)
+                  .with(testing::odd_positions{})
+                  .with(testing::peak_share{})
+                  .with(testing::every_tenth{})
+                  .with(budget::ratio{.share = 0.3f});
+            },
+            seed, text);
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("local_first plans alike in the other dtypes", T, omnisparse::half, float) {
+  for (attention_shape const s :
+       {attention_shape{1, 4, 2, 400, 400, 64}, attention_shape{1, 2, 1, 200, 333, 256}}) {
+    check_plan<T>(
+        s,
+        [](auto a) {
+          return a.with(near_field{.window = 60, .sinks = 4})
+              .with(chunk{128})
+              .with(selector::far_mass{.epsilon = 0.3f})
+              .with(budget::per_head{.recall = 0.8f})
+              .with(rescue::coverage{.least = 0.6f});
+        },
+        7, false);
+  }
+}
+
+TEST_CASE("a captured graph replays with other inputs, and the same call gives the same bits") {
+  attention_shape const s{1, 6, 2, 500, 700, 128};
+  auto const attend = presets::local_first(backend::cuda{}, 700, {.window = 64, .chunk_rows = 200});
+  auto const t = testing::random_tensors<bfloat16>(s, 5, 1.5f);
+  auto const other = testing::random_tensors<bfloat16>(s, 6, 1.5f);
+  device_call<bfloat16> call(t);
+  poisoned memory(attend.workspace_bytes<bfloat16>(s));
+  workspace_view<device> const ws{memory.data(), memory.bytes()};
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  auto const run = [&] {
+    REQUIRE(attend(call.q.view, call.k.view, call.v.view, call.out.view, call.lse, ws, {}, stream)
+                .ok());
+  };
+  auto const outputs = [&] {
+    check_cuda(cudaStreamSynchronize(stream));
+    return std::pair{call.out.download(), call.lses()};
+  };
+  auto const same = [](auto const& a, auto const& b) {
+    return std::memcmp(a.first.data(), b.first.data(), a.first.size() * sizeof(bfloat16)) == 0 &&
+           a.second == b.second;
+  };
+  run();
+  auto const first = outputs();
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t replay = nullptr;
+  check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  run();
+  check_cuda(cudaStreamEndCapture(stream, &graph));
+  check_cuda(cudaGraphInstantiate(&replay, graph, 0));
+  for (int n = 0; n < 3; ++n) {
+    call.upload(n == 1 ? other : t);
+    memory.refill();
+    check_cuda(cudaDeviceSynchronize());
+    check_cuda(cudaGraphLaunch(replay, stream));
+    auto const replayed = outputs();
+    call.clear();
+    run();
+    CHECK(same(replayed, outputs()));
+    CHECK(same(replayed, first) == (n != 1));
+  }
+  int differing = 0;
+  for (int n = 0; n < 1000; ++n) check_cuda(cudaGraphLaunch(replay, stream));
+  for (int n = 0; n < 50; ++n) {
+    call.clear();
+    check_cuda(cudaDeviceSynchronize());
+    check_cuda(cudaGraphLaunch(replay, stream));
+    differing += !same(outputs(), first);
+  }
+  CHECK(differing == 0);
+  cudaGraphExecDestroy(replay);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
+TEST_CASE("bad calls are refused before anything is written") {
+  attention_shape const s{1, 2, 1, 40, 40, 64};
+  auto const t = testing::random_tensors<bfloat16>(s, 1);
+  auto const attend = attention{backend::cuda{}}.with(budget::fixed{.count = 8});
+  device_call<bfloat16> call(t);
+  poisoned const memory(attend.workspace_bytes<bfloat16>(s));
+  workspace_view<device> const ws{memory.data(), memory.bytes()};
+  auto const untouched = [&] {
+    check_cuda(cudaDeviceSynchronize());
+    std::vector<bfloat16> const out = call.out.download();
+    return std::all_of(out.begin(), out.end(), [](bfloat16 x) { return x.bits == 0xffff; });
+  };
+  auto const refused = [&](status const& got, status_code code) {
+    CHECK(got.code == code);
+    CHECK(std::string(got.message).rfind("omnisparse: ", 0) == 0);
+    CHECK(untouched());
+  };
+  refused(attend(call.q.view, call.k.view, call.v.view, call.out.view,
+                 workspace_view<device>{ws.data, ws.bytes / 2}),
+          status_code::workspace_too_small);
+  refused(attend(call.q.view, call.k.view, call.v.view, call.out.view, workspace_view<device>{}),
+          status_code::workspace_too_small);
+  attention_plan<device> const plan(attention_shape{1, 2, 1, 40, 41, 64});
+  refused(attend.run(call.q.view, call.k.view, call.v.view, plan, call.out.view, ws),
+          status_code::invalid_plan);
+  auto q = call.q.view, out = call.out.view;
+  q.extents[3] = out.extents[3] = 48;
+  auto k = call.k.view, v = call.v.view;
+  k.extents[3] = v.extents[3] = 48;
+  refused(attend(q, k, v, out, ws), status_code::unsupported);
+  CHECK(attend.can_run<double>(s).code == status_code::unsupported);
+  status const can = attend.can_run<bfloat16>(s);
+  CHECK(can.ok());
+  CHECK(std::string(can.message).find("path") != std::string::npos);
+}
+
+TEST_CASE("offsets beyond 2^31 elements") {
+  // One KV head so far into the tensor that 32-bit offsets would wrap.
+  std::int64_t const gap = (std::int64_t{1} << 31) + 4096;
+  attention_shape const s{1, 2, 2, 130, 130, 64};
+  std::size_t const elements = static_cast<std::size_t>(gap) + 2u * 130u * 64u;
+  buffer<device> far_keys(elements * sizeof(bfloat16)), far_values(elements * sizeof(bfloat16));
+  if (!far_keys || !far_values) {
+    MESSAGE("skipped: this GPU has less than 9 GB free");
+    return;
+  }
+  auto const t = testing::random_tensors<bfloat16>(s, 11);
+  testing::result<bfloat16> oracle(s);
+  auto const slow = attention{backend::reference{}}.with(near_field{.window = 20, .sinks = 2});
+  auto const by = [&](auto a) { return a.with(budget::fixed{.count = 9}); };
+  REQUIRE(by(slow)(t.q_view(), t.k_view(), t.v_view(), oracle.out_view, oracle.lses, workspace<>{})
+              .ok());
+  for (backend::cuda const b : paths) {
+    auto const fast = by(attention{b}.with(near_field{.window = 20, .sinks = 2}));
+    device_call<bfloat16> call(t);
+    auto const moved = [&](buffer<device> const& memory, std::vector<bfloat16> const& x) {
+      auto* const to = static_cast<bfloat16*>(memory.data());
+      std::size_t const head = 130u * 64u;
+      check_cuda(cudaMemcpy(to, x.data(), head * 2, cudaMemcpyDefault));
+      check_cuda(cudaMemcpy(to + gap, x.data() + head, head * 2, cudaMemcpyDefault));
+      return tensor_view<bfloat16 const, device>(to, {1, 2, 130, 64}, {2 * gap, gap, 64, 1});
+    };
+    auto const k = moved(far_keys, t.k), v = moved(far_values, t.v);
+    workspace<device> const memory(fast.workspace_bytes<bfloat16>(s));
+    REQUIRE(fast(call.q.view, k, v, call.out.view, call.lse, memory).ok());
+    check_cuda(cudaDeviceSynchronize());
+    check_outputs(call, oracle, name_of(b));
+  }
+}
