@@ -59,28 +59,36 @@ void decode(benchmark::State& state) {
   auto const attend = attention{backend::cpu{}};
   std::vector<T> out(t.q.size());
   workspace<> memory(attend.decode_workspace_bytes(cache, 1, heads));
-  double best = 1e9;
-  for (auto _ : state) {
+  auto const step = [&] {
     auto const start = std::chrono::steady_clock::now();
     or_throw(attend.decode(t.q_view(), cache, tensor_view(out.data(), {1, heads, 1, dim}), memory));
-    best = std::min(best, seconds_since(start));
+    return seconds_since(start);
+  };
+  double best = 1e9;
+  for (auto _ : state) best = std::min(best, step());
+  // The arithmetic alone: every page is one of the first few, which stay in the caches.
+  auto const& ref = cache.ref();
+  for (int g = 0; g < kv_heads; ++g) {
+    int* const table = ref.tables + ref.lane(sequence, g, segment::text) * ref.lane_pages;
+    for (int n = 0; n < ref.lane_pages; ++n) table[n] = table[n % cpu::part_pages];
   }
+  double cached = 1e9;
+  for (int n = 0; n < 20; ++n) cached = std::min(cached, step());
   // best_ms is the fastest step. of_floor: times the floor, at the bandwidth of an array larger than
   // the caches; of_same_size: at that of an array as large as the keys and values.
   double const bytes = 2.0 * kv_heads * tokens * dim * static_cast<double>(sizeof(T));
   double const same = read_bandwidth(static_cast<std::size_t>(bytes));
   state.counters["best_ms"] = best * 1e3;
   state.counters["GB/s"] = bytes / best / 1e9;
+  state.counters["cached_GB/s"] = bytes / cached / 1e9;
   state.counters["read_GB/s"] = read_bandwidth() / 1e9;
   state.counters["of_floor"] = best / (bytes / read_bandwidth());
   state.counters["same_size_GB/s"] = same / 1e9;
   state.counters["of_same_size"] = best / (bytes / same);
 }
 
-// The first shape's keys and values fit the caches: what the arithmetic alone takes.
 void shapes(benchmark::internal::Benchmark* b) {
-  b->Args({64, 1024})->Args({64, 32768})->Args({64, 131072});
-  b->Args({128, 512})->Args({128, 32768})->Args({128, 65536})->Args({128, 131072});
+  b->Args({64, 32768})->Args({64, 131072})->Args({128, 32768})->Args({128, 65536})->Args({128, 131072});
   b->ArgNames({"D", "N"})->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(0.4);
 }
 

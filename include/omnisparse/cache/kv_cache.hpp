@@ -236,13 +236,7 @@ class kv_cache {
   void push(std::int64_t lane, T const* key, T const* value, int position) noexcept {
     int const n = ref_.stored[lane]++;
     if (n % ref_.page_tokens == 0) {
-      int const page = pool_.take();
-      ref_.tables[lane * ref_.lane_pages + n / ref_.page_tokens] = page;
-      // A page's idle slots are zero: a kernel may multiply them by 0.
-      std::size_t const bytes = sizeof(T) * static_cast<std::size_t>(ref_.page_tokens) *
-                                static_cast<std::size_t>(ref_.dim);
-      std::memset(static_cast<void*>(ref_.keys_at(page)), 0, bytes);
-      std::memset(static_cast<void*>(ref_.values_at(page)), 0, bytes);
+      ref_.tables[lane * ref_.lane_pages + n / ref_.page_tokens] = pool_.take();
     }
     write(lane, n, key, 1, value, position);
   }
