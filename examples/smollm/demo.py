@@ -20,14 +20,14 @@ from tokens import encode_document, encode_question, load_tokenizer  # noqa: E40
 POLICIES = ["full", "published", "local_first", "band"]
 GPL = Path("/usr/share/common-licenses/GPL-3")
 LICENSE = Path(__file__).parents[2] / "LICENSE"
-# The frontier: from a wide reading to a narrow one.
+# The frontier: from short lists to long ones.
 FRONTIER = [
-    {"least": 0.3, "budget": 192},
-    {"least": 0.4},
-    {"least": 0.5},
+    {"recall": 0.8, "least": 0.4},
+    {"recall": 0.9, "least": 0.4},
+    {"recall": 0.93},
     {},
-    {"least": 0.7},
-    {"least": 0.8, "epsilon": 0.03},
+    {"recall": 0.96},
+    {"recall": 0.97, "least": 0.6},
 ]
 
 
@@ -38,11 +38,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="a UTF-8 text file (default: the GPL-3)")
     parser.add_argument("--ask", default="What does this license say about patents?", help="a question about it")
     parser.add_argument("--policy", default=",".join(POLICIES), help=f"some of {', '.join(POLICIES)}")
-    parser.add_argument("--recall", type=float, help="size the lists by the flattest head's reach, in (0, 1]")
+    parser.add_argument("--recall", type=float, help="share of the probe rows' mass that each head's list holds, in (0, 1]")
     parser.add_argument("--epsilon", type=float, help="far mass above which a row is active, in [0, 1]")
     parser.add_argument("--least", type=float, help="coverage below which a row is rescued, in [0, 1]")
     parser.add_argument("--window", type=int, help="tokens of the near field (local_first, band)")
-    parser.add_argument("--budget", type=int, help="tokens of a kept list")
+    parser.add_argument("--budget", type=int, help="tokens of every kept list, in place of --recall")
     parser.add_argument("--max-tokens", type=int, default=4096, help="of the text (default 4096, at most 8000)")
     parser.add_argument("--new-tokens", type=int, default=48, help="of the answer (default 48)")
     parser.add_argument("--json", type=Path, help="write the table here, an object a row")

@@ -138,9 +138,10 @@ int main(int argc, char** argv) {
   app.add_option("--epsilon", o.policy.epsilon)->check(CLI::Range(0.0, 1.0));
   app.add_option("--least", o.policy.least)->check(CLI::Range(0.0, 1.0));
   app.add_option("--window", o.policy.window, "0: the preset's")->check(CLI::Range(0, 1 << 20));
-  app.add_option("--budget", o.policy.budget, "tokens a list; 0: the preset's")
+  app.add_option("--budget", o.policy.budget, "tokens a list; 0: by recall")
       ->check(CLI::Range(0, 1 << 20));
-  app.add_option("--chunk", o.policy.chunk_rows, "rows per list")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--chunk", o.policy.chunk_rows, "rows per list; 0: the preset's")
+      ->check(CLI::Range(0, 1 << 20));
   app.add_option("--new-tokens", o.new_tokens)->check(CLI::Range(0, 4096));
   app.add_option("--dump-layer", o.dump_layers,
                  "write q, k, v of these layers of the dense model and stop")

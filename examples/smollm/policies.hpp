@@ -16,11 +16,11 @@ namespace smollm {
 
 /// The options that the command line sets; 0: the preset's own.
 struct policy_options {
-  float recall = 0;  ///< lists by the flattest head's reach in place of a fixed number of tokens
+  float recall = 0;  ///< of each head's list; 0: the preset's own
   float epsilon = omnisparse::presets::local_first_options{}.epsilon;
   float least = omnisparse::presets::local_first_options{}.least;
   int window = 0;
-  int budget = 0;  ///< tokens per list
+  int budget = 0;  ///< tokens per list, the same for every head, in place of recall; 0: by recall
   int chunk_rows = omnisparse::presets::local_first_options{}.chunk_rows;
 };
 
@@ -170,15 +170,13 @@ inline runner runner_of(std::string const& name, policy_options const& o,
     return make_runner(name, band, config, most_tokens, false);
   }
   if (name == "local_first") {
-    auto const local = presets::local_first(cpu, document_tokens,
-                                            {.window = o.window,
-                                             .epsilon = o.epsilon,
-                                             .tokens = o.budget,
-                                             .least = o.least,
-                                             .chunk_rows = o.chunk_rows});
-    if (o.recall > 0) {
-      return make_runner(name, local.with(budget::flattest_head{.recall = o.recall}), config,
-                         most_tokens, false);
+    presets::local_first_options options{
+        .window = o.window, .epsilon = o.epsilon, .least = o.least, .chunk_rows = o.chunk_rows};
+    if (o.recall > 0) options.recall = o.recall;
+    auto const local = presets::local_first(cpu, document_tokens, options);
+    if (o.budget > 0) {
+      return make_runner(name, local.with(budget::fixed{.count = o.budget}), config, most_tokens,
+                         false);
     }
     return make_runner(name, local, config, most_tokens, false);
   }

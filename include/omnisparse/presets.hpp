@@ -26,31 +26,32 @@ constexpr auto published(Backend backend, published_options const& o = {}) noexc
       .with(slim::head_fetch{.threshold = o.tau});
 }
 
-/// Options of `local_first`. The defaults were tuned on one small model and one text: see the
-/// README.
+/// Options of `local_first`. The defaults were chosen on one small model and one text, and looked
+/// at on two more: see the README.
 struct local_first_options {
   int window = 0;         ///< tokens; 0: a 32nd of the context, in [128, 1024]
   int sinks = 4;          ///< tokens
   float epsilon = 0.05f;  ///< far mass above which a row is active
-  int tokens = 0;         ///< of a kept list; 0: a 16th of the context, at least 256
-  float least = 0.6f;     ///< coverage below which a row is rescued
-  int chunk_rows = 1024;  ///< rows per kept list
+  float recall = 0.95f;  ///< of its probe rows' mass that each KV head's list holds with the window
+  float least = 0.5f;    ///< coverage below which a row is rescued
+  int chunk_rows = 0;    ///< rows per kept list; 0: an eighth of the context, in [512, 32768]
 };
 
 /// For models that were not trained for sparsity, and the default for all others: near field for
-/// every row, far keys for the rows with mass there, everything for the few rows whose list misses
-/// too much. `kv_tokens` is the context that window and list are sized for where they are 0. Every
-/// seat may be exchanged: `.with(budget::flattest_head{})` sizes the lists by recall. Ours.
+/// every row, far keys for the rows with mass there, as many for each head as it needs, everything
+/// for the few rows whose list misses too much. `kv_tokens` is the context that window and chunk
+/// are sized for where they are 0. Every seat may be exchanged: `.with(budget::flattest_head{})`
+/// shares one budget among the heads, as published. Ours.
 template <class Backend>
 constexpr auto local_first(Backend backend, int kv_tokens,
                            local_first_options const& o = {}) noexcept {
   int const window = o.window > 0 ? o.window : clamped(kv_tokens / 32, 128, 1024);
-  int const tokens = o.tokens > 0 ? o.tokens : larger(kv_tokens / 16, 256);
+  int const rows = o.chunk_rows > 0 ? o.chunk_rows : clamped(kv_tokens / 8, 512, 32768);
   return attention{backend}
       .with(near_field{.window = window, .sinks = o.sinks})
-      .with(chunk{o.chunk_rows})
+      .with(chunk{rows})
       .with(selector::far_mass{.epsilon = o.epsilon})
-      .with(budget::fixed{.count = tokens})
+      .with(budget::per_head{.recall = o.recall})
       .with(rescue::coverage{.least = o.least})
       .with(slim::kept_tokens{});
 }

@@ -94,6 +94,8 @@ TEST_CASE("presets") {
   static_assert(std::is_same_v<decltype(published.policies().selector), selector::sink_contrast>);
   CHECK(presets::local_first(backend::cpu{}, 4096).policies().near.window == 128);
   CHECK(presets::local_first(backend::cpu{}, 1 << 20).policies().near.window == 1024);
-  CHECK(presets::local_first(backend::cpu{}, 100).policies().budget.count == 256);
-  CHECK(presets::local_first(backend::cpu{}, 131072).policies().budget.count == 8192);
+  CHECK(presets::local_first(backend::cpu{}, 100).policies().rows.rows == 512);
+  CHECK(presets::local_first(backend::cpu{}, 131072).policies().rows.rows == 16384);
+  CHECK(presets::local_first(backend::cpu{}, 100, {.recall = 0.9f}).policies().budget.recall ==
+        0.9f);
 }
