@@ -4,22 +4,7 @@
 
 #include <omnisparse/backend/cuda/backend.cuh>
 
-namespace omnisparse {
-
-namespace kernel {
-
-/// Never launched: has static shared memory where it was compiled with Hopper's own instructions.
-template <class Mark>
-__global__ void hopper_code() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  __shared__ Mark volatile marks[64];
-  marks[threadIdx.x] = Mark{};
-#endif
-}
-
-}  // namespace kernel
-
-namespace launch {
+namespace omnisparse::launch {
 
 /// Compute capability of the current device, as major * 10 + minor, and its multiprocessors.
 struct device_traits {
@@ -56,16 +41,4 @@ inline status read_device(device_traits& traits) noexcept {
   return {};
 }
 
-/// Would the current device run code that was compiled with Hopper's own instructions? sm_90 alone,
-/// or older code that the driver translates, has none.
-inline bool has_hopper_code() noexcept {
-  cudaFuncAttributes attributes = {};
-  if (cudaFuncGetAttributes(&attributes, kernel::hopper_code<int>) != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());
-    return false;
-  }
-  return attributes.sharedSizeBytes >= 64 * sizeof(int);
-}
-
-}  // namespace launch
-}  // namespace omnisparse
+}  // namespace omnisparse::launch

@@ -115,7 +115,6 @@ path_choice path_of(backend::cuda_path wanted, attention_shape const& shape) noe
     } else {
       if (shape.dim == 256) return portable("portable path: D 256 has no Hopper kernels");
       if (status const no = hopper_can_run<T>(shape); !no.ok()) return portable(no.message);
-      if (!has_hopper_code()) return portable("portable path: this program has no code for sm_90a");
       return {true, {status_code::ok, "Hopper path: TMA and wgmma, 16-bit dtype, D 64 or 128"}};
     }
   }
