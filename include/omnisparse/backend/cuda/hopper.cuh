@@ -5,6 +5,7 @@
 #include <omnisparse/backend/cuda/device.cuh>
 #include <omnisparse/backend/cuda/gather.cuh>
 #include <omnisparse/backend/cuda/hopper_memory.cuh>
+#include <omnisparse/backend/cuda/kernel/architecture_mark.cuh>
 #include <omnisparse/backend/cuda/kernel/hopper_attend.cuh>
 #include <omnisparse/backend/cuda/kernel/merge_splits.cuh>
 #include <omnisparse/backend/cuda/tensor_map.cuh>
@@ -24,6 +25,14 @@ status hopper_can_run(attention_shape const& shape) noexcept {
   if (traits.architecture != 90) {
     return {status_code::unsupported,
             "omnisparse: the Hopper kernels need a GPU of compute capability 9.0"};
+  }
+  cudaFuncAttributes mark = {};
+  cudaError_t const error = cudaFuncGetAttributes(&mark, kernel::architecture_mark<>);
+  if (error != cudaSuccess) return detail::device_status(error);
+  if (mark.sharedSizeBytes == 0) {
+    return {status_code::unsupported,
+            "omnisparse: this program was not compiled for sm_90a, which the Hopper kernels need: "
+            "add 90a to the architectures"};
   }
   if (tensor_map_encoder() == nullptr) {
     return {status_code::unsupported,
