@@ -1,7 +1,8 @@
 #!/bin/sh
-# Installs what is missing, then builds and runs all tests: optimised, then under the sanitizers.
+# Installs what is missing, then builds and runs all tests: optimised, under the sanitizers, and, where
+# there is nvcc, those of the CUDA backend, which skip themselves where there is no GPU.
 #   sh cmake/test.sh [CMAKE OPTION ...]
-# OMNISPARSE_QUICK=1 leaves the sanitizers out, OMNISPARSE_JOBS=N builds and tests N at a time.
+# OMNISPARSE_QUICK=1 runs the first of these only, OMNISPARSE_JOBS=N builds and tests N at a time.
 # Logs go to build/, and the last line counts what ran.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -67,6 +68,13 @@ if [ "$quick" = 0 ]; then
     job tsan "$@"
   else
     echo "== tsan: skipped, this machine has no libarcher.so (it comes with LLVM's OpenMP)"
+    skipped=$((skipped + 1))
+  fi
+  unset OMP_NUM_THREADS OMP_WAIT_POLICY OMP_TOOL_LIBRARIES TSAN_OPTIONS
+  if command -v "${CUDACXX:-nvcc}" >/dev/null 2>&1; then
+    job cuda-parts "$@"
+  else
+    echo "== cuda-parts: skipped, this machine has no nvcc (it comes with the CUDA Toolkit)"
     skipped=$((skipped + 1))
   fi
 fi
