@@ -131,7 +131,6 @@ def measure(arguments) -> dict:
 
     ours = Ours(arguments.program)
     rows: dict = {"cudnn": {}, "fa3": {}, "flex": {}}
-    fa3 = [fa3_times(arguments.fa3)] if arguments.fa3 else []
     for dim in SHAPES:
         for tokens in LENGTHS if dim == 128 else DENSE:
             dense = f"dense/D:{dim}/N:{tokens}/portable:0"
@@ -141,12 +140,11 @@ def measure(arguments) -> dict:
             ours.run(f"^({dense}|prefill/D:{dim}/N:{tokens})/")
             rows["cudnn"][dim, tokens] = (first + second) / 2
             torch.cuda.empty_cache()
+        if arguments.fa3 and not rows["fa3"]:
+            rows["fa3"] = fa3_times(arguments.fa3)
     ours.run("^(near_only|far_only|rescue_rows|top_fixed|top_reach)/")
     ours.run("^dense/D:.*/portable:1/")
     rows["cudnn"][128, LONGEST] = (rows["cudnn"][128, LONGEST] + cudnn(128, LONGEST)) / 2
-    if arguments.fa3:
-        fa3.append(fa3_times(arguments.fa3))
-        rows["fa3"] = {key: statistics.mean(t[key] for t in fa3 if key in t) for key in fa3[0]}
     if not arguments.no_flex:
         for density in (0.2, 0.1, 0.05):
             try:
