@@ -32,8 +32,9 @@ class stopwatch {
   void restart() { used_ = 0, mark(); }
   void mark() {
     if (used_ == events_.size()) {
-      events_.emplace_back();
-      or_throw(detail::device_status(cudaEventCreate(&events_.back())));
+      cudaEvent_t event = nullptr;
+      or_throw(detail::device_status(cudaEventCreate(&event)));
+      events_.push_back(event);
     }
     or_throw(detail::device_status(cudaEventRecord(events_[used_++])));
   }
