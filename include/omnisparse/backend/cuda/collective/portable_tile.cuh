@@ -91,8 +91,11 @@ struct portable_tile {
     if (n == 0) segment_count = count;
     if (n < count) {
       auto const from = kernel::segment_source(frame.kind, n);
-      segments[n] =
+      auto segment =
           kernel::segment_of(from, seen(task, from, 0), seen(task, from, frame.existing - 1));
+      // Tiles begin at multiples of their width, so that no row's bits depend on its neighbours.
+      if (segment.begin < segment.end) segment.begin -= segment.begin % Keys;
+      segments[n] = segment;
     }
     __syncthreads();
   }

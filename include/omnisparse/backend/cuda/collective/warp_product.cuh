@@ -164,9 +164,13 @@ struct warp_product<float, D, Rows, Keys> {
   static __device__ void multiply(float (&d)[4], unsigned const (&leading)[4],
                                   unsigned const (&trailing)[4], float b0, float b1) noexcept {
     split_float const x = split_float::of(b0), y = split_float::of(b1);
-    ptx::mma_m16n8k8(d, trailing, x.leading, y.leading);
-    ptx::mma_m16n8k8(d, leading, x.trailing, y.trailing);
-    ptx::mma_m16n8k8(d, leading, x.leading, y.leading);
+    // The tensor cores cut off what they add: only few terms meet there, the rest is rounded.
+    float few[4] = {};
+    ptx::mma_m16n8k8(few, trailing, x.leading, y.leading);
+    ptx::mma_m16n8k8(few, leading, x.trailing, y.trailing);
+    ptx::mma_m16n8k8(few, leading, x.leading, y.leading);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) d[e] += few[e];
   }
 };
 

@@ -79,7 +79,8 @@ __device__ __forceinline__ void store_rows(collective::portable_task<T> const& t
       if (lane % 4 == 0 && r < tile.frame.rows) {
         int const row = task.schedule.row(shape, place.list, place.first + r);
         task.lse(b, first_head + row % group, row / group) =
-            empty ? -__builtin_huge_valf() : softmax[m].high[half] * softmax[m].scale + logf(sum);
+            empty ? -__builtin_huge_valf()
+                  : fmaf(softmax[m].high[half], softmax[m].scale, logf(sum));
       }
       if constexpr (Values) {
 #pragma unroll
