@@ -143,7 +143,9 @@ status decide_by_far(attention_call<T, device> const& call, kernel::moment_sourc
                      cudaStream_t on) noexcept {
   attention_shape const& shape = call.shape;
   // About 512 rows share a list of columns, and no more than begin in one block.
-  int const span = clamped(512 / larger(1, shape.group()), 1, estimate.block);
+  int const most = clamped(512 / larger(1, shape.group()), 1, estimate.block);
+  int span = 1;
+  while (2 * span <= most) span *= 2;
   int const parts = ceil_div(smaller(from.plan.chunk_rows, shape.q_tokens), span) + 1;
   return start(kernel::decide_by_far<T, D, Decide, inputs<device>>,
                std::int64_t{from.range.lists(shape)} * parts, kernel::far_threads,

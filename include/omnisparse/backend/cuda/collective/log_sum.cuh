@@ -45,15 +45,21 @@ struct log_sum {
     total = total * ptx::ex2(high - top) + other.total * ptx::ex2(other.high - top);
     high = top;
   }
-  /// The union over the four lanes that share a row, in every one of them.
-  __device__ void merge_quad() noexcept {
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) {
-      merge({__shfl_xor_sync(~0u, high, step), __shfl_xor_sync(~0u, total, step)});
-    }
-  }
   /// In log2 units; -inf for nothing.
-  __device__ float value() const noexcept { return high + log2f(total); }
+  __device__ float value() const noexcept { return high + __log2f(total); }
 };
+
+/// Merges four sums over the four lanes that share them: lane l gets the union of sums[l % 4].
+__device__ inline log_sum merge_quad(log_sum const (&sums)[4]) noexcept {
+  int const lane = static_cast<int>(threadIdx.x) % 4;
+  auto const exchange = [](log_sum keep, log_sum const& give, int step) {
+    keep.merge({__shfl_xor_sync(~0u, give.high, step), __shfl_xor_sync(~0u, give.total, step)});
+    return keep;
+  };
+  bool const odd = lane % 2 == 1, upper = lane / 2 == 1;
+  log_sum const low = exchange(odd ? sums[1] : sums[0], odd ? sums[0] : sums[1], 1);
+  log_sum const high = exchange(odd ? sums[3] : sums[2], odd ? sums[2] : sums[3], 1);
+  return exchange(upper ? high : low, upper ? low : high, 2);
+}
 
 }  // namespace omnisparse::collective

@@ -7,14 +7,11 @@
 #pragma once
 
 #include <omnisparse/backend/cuda/ptx/mma.cuh>
+#include <omnisparse/backend/cuda/ptx/narrow.cuh>
 #include <omnisparse/core/math.hpp>
 #include <omnisparse/core/tensor_view.hpp>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 namespace omnisparse::collective {
@@ -37,34 +34,16 @@ struct octet {
 template <class T>
 using operand_t = octet<product_t<T>, product_parts<T>>;
 
-/// The same bits as another type of the same size; CUDA's own 16-bit types are not trivially
-/// copyable, so the compiler's bit_cast refuses them.
-template <class To, class From>
-__device__ inline To same_bits(From const& from) noexcept {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  memcpy(&to, &from, sizeof to);
-  return to;
-}
-
 /// Two numbers narrowed into one register, the first in its low half.
 template <class P>
 __device__ inline unsigned narrow(float x, float y) noexcept {
-  if constexpr (std::is_same_v<P, half>) {
-    return same_bits<unsigned>(__floats2half2_rn(x, y));
-  } else {
-    return same_bits<unsigned>(__floats2bfloat162_rn(x, y));
-  }
+  return ptx::pair_of<P>(x, y);
 }
 
 /// The two numbers of a register.
 template <class P>
 __device__ inline float2 widen(unsigned pair) noexcept {
-  if constexpr (std::is_same_v<P, half>) {
-    return __half22float2(same_bits<__half2>(pair));
-  } else {
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-  }
+  return {ptx::low_of<P>(pair), ptx::high_of<P>(pair)};
 }
 
 /// Two numbers as leading and trailing parts.
@@ -160,17 +139,14 @@ __device__ inline row_pair<P, Parts> pair_rows(octet<P, Parts> const& low,
   return r;
 }
 
-/// The same rows, for operands that many products use: a shuffle of a lane with itself, which the
-/// compiler does not see through, puts them where the instruction wants them once, and not by moves
-/// before each use.
+/// The same rows, for operands that many products use: an operation that changes nothing, which the
+/// compiler does not know, puts them where the instruction wants them once, and not by moves before
+/// each use. Grids are one-dimensional here: gridDim.z is 1.
 template <class P, int Parts>
 __device__ inline row_pair<P, Parts> settled(row_pair<P, Parts> x) noexcept {
-  int const lane = static_cast<int>(threadIdx.x) % 32;
+  unsigned const nothing = gridDim.z - 1u;
 #pragma unroll
-  for (int n = 0; n < 8 * Parts; ++n) {
-    unsigned& bits = x.part[n / 8][n / 4 % 2][n % 4];
-    bits = __shfl_sync(~0u, bits, lane);
-  }
+  for (int n = 0; n < 8 * Parts; ++n) x.part[n / 8][n / 4 % 2][n % 4] ^= nothing;
   return x;
 }
 
@@ -181,8 +157,7 @@ __device__ inline row_pair<bfloat16, 1> squares_of(row_pair<P, Parts> const& x) 
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
     if constexpr (std::is_same_v<P, bfloat16> && Parts == 1) {
-      auto const pair = same_bits<__nv_bfloat162>(x.part[0][n / 4][n % 4]);
-      y.part[0][n / 4][n % 4] = same_bits<unsigned>(__hmul2(pair, pair));
+      y.part[0][n / 4][n % 4] = ptx::square_pair(x.part[0][n / 4][n % 4]);
     } else {
       float2 sum = widen<P>(x.part[0][n / 4][n % 4]);
 #pragma unroll

@@ -18,26 +18,27 @@ inline constexpr int stage_bytes(int rows) noexcept {
   return rows * stage_stride<T, D> * static_cast<int>(sizeof(T));
 }
 
-/// The block asks for `Rows` rows: row_of(r) points to a row, or is null for a row of zeros. Ready
-/// after the copies are waited for and a barrier. Everything is written, so that old bits, NaN
-/// among them, never reach a product.
+/// The block asks for `Rows` rows: row_of(r) points to row r < count; rows from `count` >= 1 on are
+/// zeros. Ready after the copies are waited for and a barrier. Everything is written, so that old
+/// bits, NaN among them, never reach a product.
 template <class T, int D, int Rows, int Threads, class RowOf>
-__device__ inline void stage_rows(T* stage, bool vectors, RowOf const& row_of) noexcept {
+__device__ inline void stage_rows(T* stage, bool vectors, int count, RowOf const& row_of) noexcept {
   constexpr int each = 16 / static_cast<int>(sizeof(T)), chunks = D / each;
-  static_assert(Rows * chunks % Threads == 0);
-#pragma unroll 4
-  for (int n = 0; n < Rows * chunks / Threads; ++n) {
-    int const e = n * Threads + static_cast<int>(threadIdx.x);
-    int const r = e / chunks, at = e % chunks * each;
-    T* const to = stage + r * stage_stride<T, D> + at;
-    T const* const row = row_of(r);
-    if (row == nullptr) {
-      *reinterpret_cast<uint4*>(to) = uint4{};
-    } else if (vectors) {
-      ptx::cp_async_16(to, row + at);
+  constexpr int across = Threads / chunks;  // rows that all threads copy at once
+  static_assert(Threads % chunks == 0 && Rows % across == 0);
+  int const first = static_cast<int>(threadIdx.x) / chunks;
+  int const at = static_cast<int>(threadIdx.x) % chunks * each;
+  T* const to = stage + first * stage_stride<T, D> + at;
+#pragma unroll
+  for (int n = 0; n < Rows / across; ++n) {
+    int const r = first + n * across;
+    T const* const from = row_of(smaller(r, count - 1)) + at;
+    T* const place = to + n * across * stage_stride<T, D>;
+    if (vectors) {
+      ptx::cp_async_16(place, from, r < count ? 16 : 0);
     } else {
 #pragma unroll
-      for (int i = 0; i < each; ++i) to[i] = row[at + i];
+      for (int i = 0; i < each; ++i) place[i] = r < count ? from[i] : T{};
     }
   }
 }

@@ -2,6 +2,7 @@
 /// Row classes by the contrast of the first keys with the pooled others, or by position alone.
 #pragma once
 
+#include <omnisparse/backend/cuda/collective/share_sums.cuh>
 #include <omnisparse/backend/cuda/kernel/far_mass.cuh>
 
 namespace omnisparse::kernel {
@@ -156,51 +157,60 @@ __global__ void __launch_bounds__(contrast_threads)
   }
   __syncthreads();
 
-  // Eight channels a lane; a few rows are on their way at a time.
+  // Eight channels a lane, four rows of one head at a time. Sums over the lanes are shared out: a
+  // lane ends with one logit of one row, its neighbour at distance 4 with the other.
   constexpr int lanes = D / 8, across = contrast_threads / lanes, together = 4;
   int const lane = static_cast<int>(threadIdx.x) % lanes;
+  int const row0 = static_cast<int>(threadIdx.x) / lanes;
   bool const vectors = collective::has_vector_rows(q);
-  int const pairs = (end - begin) * group;
-  for (int base = static_cast<int>(threadIdx.x) / lanes; base - base % across < pairs;
-       base += across * together) {
-    float x[together][8] = {};
+  auto const classify = [&](auto pooled_once) {
+    float sink[8], pool[8];
+    auto const load_means = [&](int row) {
 #pragma unroll
-    for (int n = 0; n < together; ++n) {
-      int const pair = base + n * across, i = begin + pair / group;
-      if (i < exist) {
-        collective::load_run(q.at(b, g * group + pair % group, i) + lane * 8, vectors, x[n]);
+      for (int d = 0; d < 8; ++d) {
+        sink[d] = means[2 * row * D + lane * 8 + d];
+        pool[d] = means[(2 * row + 1) * D + lane * 8 + d];
       }
-    }
+    };
+    if (pooled_once.value) load_means(0);
+    for (int h = g * group; h < (g + 1) * group; ++h) {
+      T const* const head = q.at(b, h, begin) + lane * 8;
+      for (int base = row0; base - row0 < end - begin; base += across * together) {
+        float x[together][8] = {}, logits[2 * together];
 #pragma unroll
-    for (int n = 0; n < together; ++n) {
-      int const pair = base + n * across, row = pair / group, i = begin + row;
-      float logit[2] = {};
-      if (i < exist) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          float const* const mean = means + (2 * (past ? row : 0) + side) * D + lane * 8;
-#pragma unroll
-          for (int d = 0; d < 8; ++d) logit[side] += x[n][d] * mean[d];
+        for (int n = 0; n < together; ++n) {
+          int const row = base + n * across;
+          if (row < exist - begin) collective::load_run(head + row * q.stride(2), vectors, x[n]);
         }
-      }
 #pragma unroll
-      for (int step = 1; step < lanes; step *= 2) {
-        logit[0] += __shfl_xor_sync(~0u, logit[0], step);
-        logit[1] += __shfl_xor_sync(~0u, logit[1], step);
+        for (int n = 0; n < together; ++n) {
+          if (!pooled_once.value) load_means(clamped(base + n * across, 0, end - begin - 1));
+          logits[2 * n] = logits[2 * n + 1] = 0.f;
+#pragma unroll
+          for (int d = 0; d < 8; ++d) {
+            logits[2 * n] += x[n][d] * sink[d];
+            logits[2 * n + 1] += x[n][d] * pool[d];
+          }
+        }
+        float const mine = collective::share_sums<lanes>(logits);
+        float const other = __shfl_xor_sync(~0u, mine, 4);
+        int const row = base + (2 * (lane % 2) + lane / 2 % 2) * across, i = begin + row;
+        if (lane >= 4 || i >= end) continue;
+        row_class kind = row_class::lazy;
+        if (i < exist) {
+          int const position = extent.position(i);
+          float const on_sink = mine * collective::inverse_root<D>;
+          float const on_pool = other * collective::inverse_root<D>;
+          float const share = pool_end(i) > first ? 1.f / (1.f + expf(on_sink - on_pool)) : 0.f;
+          bool const keeps = selector.keeps({on_sink, on_pool, share}, {position, h});
+          if (keeps || is_text_row(in, b, position)) kind = row_class::active;
+        }
+        plan.rows_at(b, h)[i] = kind;
       }
-      if (lane != 0 || pair >= pairs) continue;
-      int const h = g * group + pair % group, position = extent.position(i);
-      row_class kind = row_class::lazy;
-      if (i < exist) {
-        float const sink = logit[0] * collective::inverse_root<D>;
-        float const mean = logit[1] * collective::inverse_root<D>;
-        float const share = pool_end(i) > first ? 1.f / (1.f + expf(sink - mean)) : 0.f;
-        bool const keeps = selector.keeps({sink, mean, share}, {position, h});
-        if (keeps || is_text_row(in, b, position)) kind = row_class::active;
-      }
-      plan.rows_at(b, h)[i] = kind;
     }
-  }
+  };
+  if (past) classify(std::false_type{});
+  else classify(std::true_type{});
 }
 
 /// Classes by position and head alone. Grid: ceil(rows / 256).

@@ -21,17 +21,17 @@ struct probe_partial {
 /// The probe rows of a range of chunks. A unit is a (sequence, chunk of the range); a pair is a
 /// probe row in one head of a group, n * group + head in group for the n-th probe.
 struct probe_rows {
-  int* rows = nullptr;               ///< [units, chunk_rows], ascending
-  int* counts = nullptr;             ///< [units]
-  int* most = nullptr;               ///< [1], the largest count
-  float* lse = nullptr;              ///< [lists, chunk_rows * group], log2 units
+  int2* places = nullptr;  ///< [units, chunk_rows * group], row and head in group of pairs
+  int* counts = nullptr;   ///< [units]
+  int* most = nullptr;     ///< [1], the largest count
+  float* lse = nullptr;    ///< [lists, chunk_rows * group], log2 units
   probe_partial* partial = nullptr;  ///< [lists, slots]
   int chunk_rows = 0;
   int slots = 0;
   int group = 1;
 
-  /// Most parts that the keys are cut into, and what a part is a multiple of.
-  static constexpr int most_splits = 32, split_keys = 256;
+  /// Most parts that the keys are cut into, fewest keys of a part, about most parts of all pairs.
+  static constexpr int most_splits = 32, split_keys = 256, most_slots = 1 << 22;
   /// Blocks of threads that merge the parts of one list.
   static constexpr int merge_blocks = 4;
 
@@ -44,17 +44,19 @@ struct probe_rows {
     p.group = shape.group();
     p.chunk_rows = chunk_rows;
     std::int64_t const pairs = std::int64_t{chunk_rows} * p.group;
-    // Room to split the keys of a thousand pairs; many more need no splitting.
-    p.slots = static_cast<int>(larger<std::int64_t>(pairs, 1024 * most_splits));
-    p.rows = arena.take<int>(units * static_cast<std::size_t>(chunk_rows));
+    // Room to split the keys of a thousand pairs where lists are few; more need no splitting.
+    std::int64_t const splits = smaller(most_splits, ceil_div(shape.kv_tokens, split_keys));
+    std::int64_t const share = most_slots / larger(1, range.lists(shape));
+    p.slots = static_cast<int>(larger(pairs, smaller(1024 * splits, share)));
+    p.places = arena.take<int2>(units * static_cast<std::size_t>(pairs));
     p.counts = arena.take<int>(units);
     p.most = arena.take<int>(1);
     p.lse = arena.take<float>(lists * static_cast<std::size_t>(pairs));
     p.partial = arena.take<probe_partial>(lists * static_cast<std::size_t>(p.slots));
     return p;
   }
-  __device__ int const* rows_of(int unit) const noexcept {
-    return rows + std::int64_t{unit} * chunk_rows;
+  __device__ int2* places_of(int unit) const noexcept {
+    return places + std::int64_t{unit} * chunk_rows * group;
   }
   __device__ float* lse_of(int list) const noexcept {
     return lse + std::int64_t{list} * chunk_rows * group;
@@ -97,10 +99,10 @@ __global__ void __launch_bounds__(1024)
   int count = 0, place = 0, all = 0;
   for (int i = begin; i < end; ++i) count += is_probe(i) ? 1 : 0;
   scan(memory).ExclusiveSum(count, place, all);
-  int* const to = p.rows + std::int64_t{unit} * p.chunk_rows;
+  int2* to = p.places_of(unit) + std::int64_t{place} * p.group;
   for (int i = begin; i < end && count > 0; ++i) {
     if (!is_probe(i)) continue;
-    to[place++] = first + i;
+    for (int h = 0; h < p.group; ++h) *to++ = {first + i, h};
     --count;
   }
   if (threadIdx.x != 0) return;
@@ -110,8 +112,6 @@ __global__ void __launch_bounds__(1024)
 }
 
 inline constexpr int probe_threads = 256;
-/// Rows of the staged side of a product.
-inline constexpr int probe_stage = 64;
 
 /// How a block of probe threads divides a product: each warp holds some rows in registers, all of
 /// them pass over the same staged rows.
@@ -120,27 +120,32 @@ struct probe_tile {
   static constexpr int tiles = sizeof(T) == 2 && D <= 128 ? 2 : 1;  ///< of 16 rows, a warp
   static constexpr int warp_rows = 16 * tiles;
   static constexpr int rows = probe_threads / 32 * warp_rows;
-  static constexpr int blocks = tiles;  ///< that share a multiprocessor
-  static constexpr int bytes = 2 * collective::stage_bytes<T, D>(probe_stage);
-  static constexpr int stage_elements = probe_stage * collective::stage_stride<T, D>;
+  static constexpr int blocks = tiles;                           ///< that share a multiprocessor
+  static constexpr int staged = D * sizeof(T) <= 256 ? 64 : 32;  ///< rows of the other side
+  static constexpr int stages = 3;                               ///< two on their way, one in use
+  static constexpr int stage_elements = staged * collective::stage_stride<T, D>;
+  static constexpr int bytes = stages * collective::stage_bytes<T, D>(staged);
 
   collective::row_pair<collective::product_t<T>, collective::product_parts<T>> held[tiles][D / 32];
 
-  /// Takes the warp's rows: row_of(r) for r < warp_rows is a row, or null for zeros.
+  /// Takes the warp's rows: row_of(r) is row r < count; the others are zeros.
   template <class RowOf>
-  __device__ void hold(bool vectors, RowOf const& row_of) noexcept {
+  __device__ void hold(bool vectors, int count, RowOf const& row_of) noexcept {
     int const lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
-      T const* const rows[2] = {row_of(16 * t + lane / 4), row_of(16 * t + 8 + lane / 4)};
+      T const* rows[2];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        int const r = 16 * t + 8 * n + lane / 4;
+        rows[n] = r < count ? row_of(r) + lane % 4 * 8 : nullptr;
+      }
 #pragma unroll
       for (int step = 0; step < D / 32; ++step) {
         collective::operand_t<T> both[2] = {};
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          if (rows[n] != nullptr) {
-            both[n] = collective::load_octet(rows[n] + lane % 4 * 8 + step * 32, vectors);
-          }
+          if (rows[n] != nullptr) both[n] = collective::load_octet(rows[n] + step * 32, vectors);
         }
         held[t][step] = collective::settled(collective::pair_rows(both[0], both[1]));
       }
@@ -171,11 +176,11 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
                    mask limit, probe_rows p) {
   using tile_type = probe_tile<T, D>;
   constexpr int tiles = tile_type::tiles;
-  extern __shared__ uint4 memory[];
-  T* const stages = reinterpret_cast<T*>(memory);
+  extern __shared__ uint4 probe_bytes[];
+  T* const stages = reinterpret_cast<T*>(probe_bytes);
   int const group = p.group, across = ceil_div(*p.most * group, tile_type::rows);
   int const splits = p.splits(shape.kv_tokens);
-  int const part = round_up(ceil_div(shape.kv_tokens, splits), probe_stage);
+  int const part = round_up(ceil_div(shape.kv_tokens, splits), tile_type::staged);
   std::int64_t const items = std::int64_t{across} * range.lists(shape) * splits;
   bool const q_vectors = collective::has_vector_rows(q), k_vectors = collective::has_vector_rows(k);
   int const lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -189,15 +194,15 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
     int const first = static_cast<int>(item % across) * tile_type::rows;
     if (first >= pairs) continue;
     sequence_extent const extent = extent_of(shape, in, b);
-    int const* const rows = p.rows_of(unit);
+    int2 const* const places = p.places_of(unit);
     auto const sees = [&](int pair) {
-      return near_field::visible(extent.position(rows[pair / group]), extent.kv_tokens, limit).end;
+      return near_field::visible(extent.position(places[pair].x), extent.kv_tokens, limit).end;
     };
     int const own = first + warp * tile_type::warp_rows;
     tile_type tile;
-    tile.hold(q_vectors, [&](int r) {
-      int const pair = own + r;
-      return pair < pairs ? q.at(b, g * group + pair % group, rows[pair / group]) : nullptr;
+    tile.hold(q_vectors, pairs - own, [&](int r) {
+      int2 const place = places[own + r];
+      return q.at(b, g * group + place.y, place.x);
     });
     int ends[2 * tiles];
 #pragma unroll
@@ -208,52 +213,54 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
     int const plain_end = sees(first);  // keys before it are seen by every row
     int const begin = split * part;
     int const end = smaller(begin + part, sees(smaller(first + tile_type::rows, pairs) - 1));
-    T const* const keys = k.at(b, g);
-    auto const stage = [&](int key) {
-      T* const to = stages + (key - begin) / probe_stage % 2 * tile_type::stage_elements;
-      collective::stage_rows<T, D, probe_stage, probe_threads>(to, k_vectors, [&](int r) {
-        return key + r < end ? keys + (key + r) * k.stride(2) : nullptr;
-      });
+    int const steps = begin < end ? ceil_div(end - begin, tile_type::staged) : 0;
+    T const* const keys = k.at(b, g, begin);
+    auto const stage = [&](int n) {
+      if (n < steps) {
+        int const key = n * tile_type::staged;
+        collective::stage_rows<T, D, tile_type::staged, probe_threads>(
+            stages + n % tile_type::stages * tile_type::stage_elements, k_vectors,
+            end - begin - key, [&](int r) { return keys + (key + r) * k.stride(2); });
+      }
       ptx::cp_async_commit();
     };
-    collective::log_sum sums[2 * tiles];
-    if (begin < end) stage(begin);
-    for (int key = begin; key < end; key += probe_stage) {
-      ptx::cp_async_wait<0>();
+    collective::log_sum sums[4];
+    stage(0);
+    stage(1);
+    for (int n = 0; n < steps; ++n) {
+      ptx::cp_async_wait<1>();
       __syncthreads();
-      if (key + probe_stage < end) stage(key + probe_stage);
+      stage(n + 2);
       if (own >= pairs) continue;
-      T const* const at = stages + (key - begin) / probe_stage % 2 * tile_type::stage_elements;
+      T const* const at = stages + n % tile_type::stages * tile_type::stage_elements;
+      int const key = begin + n * tile_type::staged;
       auto const add = [&](auto plain) {
 #pragma unroll 1
-        for (int n0 = 0; n0 < probe_stage; n0 += 16) {
+        for (int n0 = 0; n0 < tile_type::staged; n0 += 16) {
           float d[tiles][2][4] = {};
           tile.multiply(at, n0, d);
 #pragma unroll
-          for (int n = 0; n < 2 * tiles; ++n) {
+          for (int r = 0; r < 2 * tiles; ++r) {
             float x[4];
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               int const column = key + n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
-              bool const sees = plain.value || column < ends[n];
-              x[e] = sees ? d[n / 2][e / 2][2 * (n % 2) + e % 2] : -__builtin_huge_valf();
+              bool const visible = plain.value || column < ends[r];
+              x[e] = visible ? d[r / 2][e / 2][2 * (r % 2) + e % 2] : -__builtin_huge_valf();
             }
-            sums[n].add(x, collective::log2_scale<D>);
+            sums[r].add(x, collective::log2_scale<D>);
           }
         }
       };
-      if (key + probe_stage <= plain_end) add(std::true_type{});
+      if (key + tile_type::staged <= plain_end) add(std::true_type{});
       else add(std::false_type{});
     }
     __syncthreads();  // before the next item's stages
-#pragma unroll
-    for (int n = 0; n < 2 * tiles; ++n) {
-      sums[n].merge_quad();
-      int const pair = own + 8 * n + lane / 4;
-      if (lane % 4 == n && pair < pairs) {
-        p.partial[std::int64_t{list} * p.slots + std::int64_t{split} * pairs + pair] = {
-            sums[n].high, sums[n].total};
-      }
+    collective::log_sum const sum = collective::merge_quad(sums);
+    int const pair = own + 8 * (lane % 4) + lane / 4;
+    if (lane % 4 < 2 * tiles && pair < pairs) {
+      p.partial[std::int64_t{list} * p.slots + std::int64_t{split} * pairs + pair] = {sum.high,
+                                                                                      sum.total};
     }
   }
 }
@@ -276,10 +283,18 @@ static __global__ void __launch_bounds__(256)
 }
 
 /// What the second pass knows of a stage of pairs.
+template <int N>
 struct probe_columns {
-  float lse[probe_stage];  ///< log2 units; inf where there is no pair
-  int left[probe_stage];   ///< far are the keys before the one, but for the sinks,
-  int right[probe_stage];  ///< and from the other on
+  float lse[N];  ///< log2 units; inf where there is no pair
+  int left[N];   ///< far are the keys before the one, but for the sinks,
+  int right[N];  ///< and from the other on
+};
+
+/// How the keys of a block see a stage of pairs.
+enum class probe_view : unsigned char {
+  none,   ///< no key is far for any pair
+  some,   ///< asked key by key
+  plain,  ///< every key is far for every pair
 };
 
 /// Second pass: keys as rows in registers, pairs staged in order; a key's mass is added up by the
@@ -293,9 +308,9 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
                chunk_range range, probe_rows p, scores_view scores, Scorer scorer) {
   using tile_type = probe_tile<T, D>;
   constexpr int tiles = tile_type::tiles;
-  extern __shared__ uint4 memory[];
-  __shared__ probe_columns columns[2];
-  T* const stages = reinterpret_cast<T*>(memory);
+  extern __shared__ uint4 probe_bytes[];
+  __shared__ probe_columns<tile_type::staged> columns[tile_type::stages];
+  T* const stages = reinterpret_cast<T*>(probe_bytes);
   int const steps = ceil_div(scores.keys, tile_type::rows);
   int const slot = static_cast<int>(blockIdx.x) / range.count / steps;
   int const b = slot / shape.kv_heads, g = slot % shape.kv_heads;
@@ -304,40 +319,53 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
   sequence_extent const extent = extent_of(shape, in, b);
   int const begin = static_cast<int>(blockIdx.x) / range.count % steps * tile_type::rows;
   int const end = smaller(begin + tile_type::rows, extent.kv_tokens);
-  int const pairs = p.counts[unit] * group, count = ceil_div(pairs, probe_stage);
-  int const* const rows = p.rows_of(unit);
+  int const pairs = p.counts[unit] * group, count = ceil_div(pairs, tile_type::staged);
+  int2 const* const places = p.places_of(unit);
   float const* const lse = p.lse_of(list);
-  bool const q_vectors = collective::has_vector_rows(q);
+  T const* const q_heads = q.at(b, g * group);
+  bool const q_vectors = collective::has_vector_rows(q), full = limit == mask::full;
   int const lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   auto const window = [&](int pair) {
-    return near.window_of(extent.position(rows[pair / group]), extent.kv_tokens, limit);
+    return near.window_of(extent.position(places[pair].x), extent.kv_tokens, limit);
   };
-  bool const full = limit == mask::full;
-  // Is a key of this block far for some pair of stage n; are all keys far for all of its pairs?
-  auto const seen = [&](int n) {
-    key_range const low = window(n * probe_stage);
-    key_range const high = window(smaller((n + 1) * probe_stage, pairs) - 1);
+  auto const view_of = [&](int n) {
+    key_range const low = window(n * tile_type::staged);
+    key_range const high = window(smaller((n + 1) * tile_type::staged, pairs) - 1);
     bool const some = (begin < high.begin && end > near.sinks) || (full && end > low.end);
     bool const all = (begin >= near.sinks && end <= low.begin) || (full && begin >= high.end);
-    return some ? (all ? 2 : 1) : 0;
+    return some ? (all ? probe_view::plain : probe_view::some) : probe_view::none;
   };
-  auto const next = [&](int n) {
-    while (n < count && seen(n) == 0) ++n;
-    return n;
-  };
-  auto const stage = [&](int n, int buffer) {
-    collective::stage_rows<T, D, probe_stage, probe_threads>(
-        stages + buffer * tile_type::stage_elements, q_vectors, [&](int r) {
-          int const pair = n * probe_stage + r;
-          return pair < pairs ? q.at(b, g * group + pair % group, rows[pair / group]) : nullptr;
-        });
-    if (int const r = static_cast<int>(threadIdx.x); r < probe_stage) {
-      int const pair = n * probe_stage + r;
-      probe_columns& column = columns[buffer];
-      key_range const w = window(smaller(pair, pairs - 1));
-      column.lse[r] = pair < pairs ? lse[pair] : __builtin_huge_valf();
-      column.left[r] = pair < pairs ? w.begin : 0;
-      column.right[r] = pair < pairs && full ? w.end : 0x7fffffff;
+  // The stages in turn, those that no key sees left out; `placed` counts the ones asked for.
+  int next = 0, placed = 0;
+  probe_view views[tile_type::stages] = {};  // of the latest ones asked for, the first the oldest
+  int firsts[tile_type::stages] = {};        // their first pairs
+  auto const stage = [&] {
+    probe_view view = probe_view::none;
+    while (next < count && (view = view_of(next)) == probe_view::none) ++next;
+    int const pair0 = next * tile_type::staged;
+#pragma unroll
+    for (int n = 0; n + 1 < tile_type::stages; ++n) {
+      views[n] = views[n + 1];
+      firsts[n] = firsts[n + 1];
+    }
+    views[tile_type::stages - 1] = view;
+    firsts[tile_type::stages - 1] = pair0;
+    if (view != probe_view::none) {
+      int const buffer = placed % tile_type::stages;
+      collective::stage_rows<T, D, tile_type::staged, probe_threads>(
+          stages + buffer * tile_type::stage_elements, q_vectors, pairs - pair0, [&](int r) {
+            int2 const place = places[pair0 + r];
+            return q_heads + place.y * q.stride(1) + place.x * q.stride(2);
+          });
+      if (int const r = static_cast<int>(threadIdx.x); r < tile_type::staged) {
+        bool const exists = pair0 + r < pairs;
+        key_range const w = window(smaller(pair0 + r, pairs - 1));
+        columns[buffer].lse[r] = exists ? lse[pair0 + r] : __builtin_huge_valf();
+        columns[buffer].left[r] = exists ? w.begin : 0;
+        columns[buffer].right[r] = exists && full ? w.end : 0x7fffffff;
+      }
+      ++placed;
+      ++next;
     }
     ptx::cp_async_commit();
   };
@@ -345,24 +373,27 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
   float mass[2 * tiles] = {}, peak[2 * tiles] = {};
   int sees[2 * tiles] = {}, plain_pairs = 0;
   int const own = begin + warp * tile_type::warp_rows;
-  int n = begin < end ? next(0) : count;
-  if (n < count) {
-    stage(n, 0);
+  if (begin < end) {
+    stage();
+    stage();
+  }
+  if (placed > 0) {
     tile_type tile;
-    bool const k_vectors = collective::has_vector_rows(k);
-    tile.hold(k_vectors, [&](int r) { return own + r < end ? k.at(b, g, own + r) : nullptr; });
-    for (int buffer = 0; n < count; buffer ^= 1) {
-      int const following = next(n + 1);
-      bool const plain = seen(n) == 2;
-      ptx::cp_async_wait<0>();
+    tile.hold(collective::has_vector_rows(k), end - own,
+              [&](int r) { return k.at(b, g, own + r); });
+    for (int n = 0; n < placed; ++n) {
+      probe_view const view = views[tile_type::stages - 2];
+      int const pair0 = firsts[tile_type::stages - 2];
+      ptx::cp_async_wait<1>();
       __syncthreads();
-      if (following < count) stage(following, buffer ^ 1);
-      auto const add = [&](auto plain, int pair0) {
-        probe_columns const& column = columns[buffer];
+      stage();
+      auto const add = [&](auto plain) {
+        auto const& column = columns[n % tile_type::stages];
+        T const* const at = stages + n % tile_type::stages * tile_type::stage_elements;
 #pragma unroll 1
-        for (int n0 = 0; n0 < probe_stage; n0 += 16) {
+        for (int n0 = 0; n0 < tile_type::staged; n0 += 16) {
           float d[tiles][2][4] = {};
-          tile.multiply(stages + buffer * tile_type::stage_elements, n0, d);
+          tile.multiply(at, n0, d);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             int const pair = n0 + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
@@ -380,11 +411,10 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
             }
           }
         }
-        if (plain.value) plain_pairs += smaller(probe_stage, pairs - pair0);
+        if (plain.value) plain_pairs += smaller(tile_type::staged, pairs - pair0);
       };
-      if (plain) add(std::true_type{}, n * probe_stage);
-      else add(std::false_type{}, n * probe_stage);
-      n = following;
+      if (view == probe_view::plain) add(std::true_type{});
+      else add(std::false_type{});
     }
   }
 #pragma unroll
