@@ -39,12 +39,13 @@ status team_size(void (*function)(P...), int kv_tokens, int& size) noexcept {
   return {};
 }
 
-/// Launches a team of CTAs for each list, with `bytes` of dynamic shared memory.
-template <class... P, class... A>
-status launch_teams(void (*function)(P...), int lists, int kv_tokens, int bytes, cudaStream_t on,
-                    A const&... arguments) noexcept {
+/// Launches a team of CTAs for each list, each with bytes_of(CTAs) of dynamic shared memory.
+template <class... P, class Bytes, class... A>
+status launch_teams(void (*function)(P...), int lists, int kv_tokens, Bytes const& bytes_of,
+                    cudaStream_t on, A const&... arguments) noexcept {
   int size = 1;
   if (status const bad = team_size(function, kv_tokens, size); !bad.ok()) return bad;
+  int const bytes = bytes_of(size);
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
@@ -56,7 +57,7 @@ status launch_teams(void (*function)(P...), int lists, int kv_tokens, int bytes,
   config.attrs = &cluster;
   config.numAttrs = size > 1 ? 1 : 0;
   cudaError_t error = cudaSuccess;
-  if (bytes > 48 << 10) {
+  if (bytes > 0) {
     error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   }
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, function, arguments...);
@@ -81,15 +82,17 @@ status select(attention_call<T, device> const& call, Policies const& p,
   collective::list_frame const frame{call.shape,      call.in, p.near, p.limit,
                                      plan.chunk_rows, range,   scores};
   if constexpr (reaching) {
-    status const bad =
-        launch_teams(kernel::measure_reach<comparing>, lists, tokens, kernel::reach_bytes, on,
-                     frame, detail::recall_of(p.budget), detail::flatness_of(p.budget),
-                     m.reached.reach, m.reached.concentration);
+    status const bad = launch_teams(
+        kernel::measure_reach<comparing>, lists, tokens, [](int) { return kernel::reach_bytes; },
+        on, frame, detail::recall_of(p.budget), detail::flatness_of(p.budget), m.reached.reach,
+        m.reached.concentration);
     if (!bad.ok()) return bad;
   }
   using budget = std::remove_cvref_t<decltype(p.budget)>;
-  return launch_teams(kernel::select_lists<budget, probed>, lists, tokens, 0, on, frame, p.budget,
-                      m.reached, plan);
+  return launch_teams(
+      kernel::select_lists<budget, probed>, lists, tokens,
+      [&](int ctas) { return kernel::ranks_bytes(tokens, ctas); }, on, frame, p.budget, m.reached,
+      plan);
 }
 
 }  // namespace omnisparse::launch

@@ -9,11 +9,9 @@ namespace omnisparse::collective {
 
 /// Shared memory of `concentration`.
 struct concentration_memory {
-  histogram<unsigned>* by_mass;  ///< [2]
-  threshold<unsigned>* top;      ///< [1]
-  unsigned* texts;               ///< [1]
-  std::uint64_t* sums;           ///< [2], 0
-  unsigned* most;                ///< [1], 0
+  search_memory<unsigned>* by_mass;  ///< [1]
+  std::uint64_t* sums;               ///< [2], 0
+  unsigned* most;                    ///< [1], 0
 };
 
 /// Larger is less flat; no mass counts as fully concentrated: infinity. Sums are integers relative
@@ -22,11 +20,12 @@ struct concentration_memory {
 __device__ inline double concentration(team const& t, list_keys const& keys, flatness_by by,
                                        concentration_memory const& m) noexcept {
   float largest = 0.f;
-  keys.each_four<reads::mass>([&](int, unsigned const(&key)[4], float const(&mass)[4]) {
-    for (int n = 0; n < 4; ++n) {
-      if (is_ranked(key[n])) largest = fmaxf(largest, mass[n]);
-    }
-  });
+  keys.each_block<ranks::none, masses::yes>(
+      [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
+        for (int n = 0; n < 4; ++n) {
+          if (is_ranked(key[n])) largest = fmaxf(largest, mass[n]);
+        }
+      });
   unsigned const bits = __reduce_max_sync(whole_warp, __float_as_uint(largest));
   if (lane_index() == 0) atomicMax(m.most, bits);
   t.sync();
@@ -41,34 +40,38 @@ __device__ inline double concentration(team const& t, list_keys const& keys, fla
   float least = 0.f;  // of the masses that count one by one
   std::uint64_t ties = 0;
   if (by == flatness_by::top_share) {
-    auto const each = [&](int, auto const& visit) {
-      keys.each_four<reads::mass>([&](int, unsigned const(&key)[4], float const(&mass)[4]) {
-        for (int n = 0; n < 4; ++n) {
-          visit(is_ranked(key[n]) ? rank_of(mass[n]) : no_candidate, [] { return 0u; });
-        }
-      });
+    auto const each = [&](auto const& visit) {
+      keys.each_block<ranks::none, masses::yes>(
+          [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
+            unsigned by_mass[4];
+            for (int n = 0; n < 4; ++n) {
+              by_mass[n] = is_ranked(key[n]) ? rank_of(mass[n]) : no_candidate;
+            }
+            visit(by_mass, [](int) { return 0u; });
+          });
     };
-    find_threshold(t, m.by_mass, 0, *m.top, *m.texts, each,
+    find_threshold(t, *m.by_mass, 0, each, each,
                    [](unsigned count) { return std::uint64_t{ceil_div(count, 20u)}; });
-    least = __uint_as_float(m.top->key & 0x7fffffffu);
-    ties = m.top->lack * __float2ull_rn(least * unit * scale);
+    least = __uint_as_float(m.by_mass->found.key & 0x7fffffffu);
+    ties = m.by_mass->found.lack * __float2ull_rn(least * unit * scale);
   }
   std::uint64_t sum = 0, terms = 0;
-  keys.each_four<reads::mass>([&](int, unsigned const(&key)[4], float const(&mass)[4]) {
-    for (int n = 0; n < 4; ++n) {
-      if (!is_ranked(key[n])) continue;
-      float const share = mass[n] * unit;
-      double const x = static_cast<double>(share);
-      sum += __float2ull_rn(share * scale);
-      if (by == flatness_by::simpson) {
-        terms += __double2ull_rn(x * x * static_cast<double>(scale));
-      } else if (by == flatness_by::top_share) {
-        if (mass[n] > least) terms += __float2ull_rn(share * scale);
-      } else if (share > 0.f) {
-        terms += __double2ull_rn(-x * log(x) * static_cast<double>(scale));
-      }
-    }
-  });
+  keys.each_block<ranks::none, masses::yes>(
+      [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
+        for (int n = 0; n < 4; ++n) {
+          if (!is_ranked(key[n])) continue;
+          float const share = mass[n] * unit;
+          double const x = static_cast<double>(share);
+          sum += __float2ull_rn(share * scale);
+          if (by == flatness_by::simpson) {
+            terms += __double2ull_rn(x * x * static_cast<double>(scale));
+          } else if (by == flatness_by::top_share) {
+            if (mass[n] > least) terms += __float2ull_rn(share * scale);
+          } else if (share > 0.f) {
+            terms += __double2ull_rn(-x * log(x) * static_cast<double>(scale));
+          }
+        }
+      });
   sum = warp_sum(sum);
   terms = warp_sum(terms);
   if (lane_index() == 0) {

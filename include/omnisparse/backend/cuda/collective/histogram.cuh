@@ -26,7 +26,7 @@ struct digit {
   }
 };
 
-/// W is unsigned (counts) or tally (counts and mass). The sums of groups of bins stand beside them.
+/// W is unsigned (counts) or tally (counts and mass).
 template <class W>
 struct histogram {
   static constexpr bool weighs = std::is_same_v<W, tally>;
@@ -39,17 +39,15 @@ struct histogram {
   unsigned counts[bins];
   unsigned low[weighs ? bins : 1];
   unsigned high[weighs ? bins : 1];
-  W sums[groups];
   int split;
 
-  /// By threads [first, blockDim.x) of the CTA.
-  __device__ void clear(int cut_at, int first = 0) noexcept {
-    int const threads = static_cast<int>(blockDim.x) - first;
-    for (int n = static_cast<int>(threadIdx.x) - first; n >= 0 && n < bins; n += threads) {
+  /// By the whole CTA.
+  __device__ void clear(int cut_at) noexcept {
+    for (int n = static_cast<int>(threadIdx.x); n < bins; n += static_cast<int>(blockDim.x)) {
       counts[n] = 0;
       if constexpr (weighs) low[n] = high[n] = 0;
-      if (n == 0) split = cut_at;
     }
+    if (threadIdx.x == 0) split = cut_at;
   }
   /// By one thread: empties a bin and returns how many keys it had.
   __device__ unsigned drop(int n) noexcept {
@@ -67,37 +65,40 @@ struct histogram {
     }
   }
 
-  /// By a whole warp: each lane that `takes` part adds a key of this mass to bin n.
-  __device__ void add(int n, bool takes, std::uint64_t mass) noexcept {
+  /// By a whole warp: adds those of each lane's four keys that `take` part; mass(n) is one's mass.
+  template <class Mass>
+  __device__ void add(int const (&bin)[4], bool const (&takes)[4], Mass const& mass) noexcept {
+    bool const some = takes[0] || takes[1] || takes[2] || takes[3];
     if constexpr (weighs) {
-      unsigned const takers = __ballot_sync(whole_warp, takes);
-      if (takers == 0) return;
-      int const first = __ffs(static_cast<int>(takers)) - 1;
-      int const theirs = shuffle(n, first);  // outside the condition: every lane takes part
-      if (__all_sync(whole_warp, !takes || n == theirs)) {
+      if (!__any_sync(whole_warp, some)) return;
+      int const theirs = shuffle(bin[0], 0);
+      bool alike = true;
+      for (int n = 0; n < 4; ++n) alike = alike && takes[n] && bin[n] == theirs;
+      if (__all_sync(whole_warp, alike)) {
         // Many equal keys, as zeros are: one lane speaks for all, or they would queue.
-        std::uint64_t const sum = warp_sum(takes ? mass : 0);
-        if (lane_index() == first) {
-          atomicAdd(counts + n, static_cast<unsigned>(__popc(takers)));
-          put(n, sum);
+        std::uint64_t const sum = warp_sum(mass(0) + mass(1) + mass(2) + mass(3));
+        if (lane_index() == 0) {
+          atomicAdd(counts + theirs, 128u);
+          put(theirs, sum);
         }
         return;
       }
     }
-    if (!takes) return;
-    atomicAdd(counts + n, 1u);
-    if constexpr (weighs) put(n, mass);
+    if (!some) return;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      if (!takes[n]) continue;
+      atomicAdd(counts + bin[n], 1u);  // by a constant: the hardware gathers equal bins
+      if constexpr (weighs) put(bin[n], mass(n));
+    }
   }
 
-  /// By the whole CTA, after a barrier.
-  __device__ void sum_groups() noexcept {
-    int const warps = static_cast<int>(blockDim.x) / 32;
-    for (int g = warp_index(); g < groups; g += warps) {
-      W sum = bin(g * group_bins + lane_index());
-      sum += bin(g * group_bins + 32 + lane_index());
-      sum = warp_sum(sum);
-      if (lane_index() == 0) sums[g] = sum;
-    }
+  /// The sum of a group, the largest keys in group 0; by a whole warp.
+  __device__ W group(int g) const noexcept {
+    int const first = bins - (g + 1) * group_bins + lane_index();
+    W sum = bin(first);
+    sum += bin(first + 32);
+    return warp_sum(sum);
   }
 
  private:

@@ -20,8 +20,10 @@ struct list_frame {
 
 /// A score as an integer of the same order. NaN ranks with -infinity, last; -0 is 0.
 __device__ inline unsigned rank_of(float score) noexcept {
-  unsigned const bits = __float_as_uint(score == score ? score + 0.f : -INFINITY);
-  return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+  constexpr unsigned lowest = ~0xff800000u, highest = 0xff800000u;  // of the infinities
+  int const bits = __float_as_int(score + 0.f);
+  unsigned const rank = static_cast<unsigned>(bits ^ (bits >> 31 | static_cast<int>(0x80000000u)));
+  return rank - lowest <= highest - lowest ? rank : lowest;
 }
 __device__ inline bool is_ranked(unsigned key) noexcept {
   return key != no_candidate && key != text_key;
@@ -32,53 +34,49 @@ __device__ inline float power_of_two(int exponent) noexcept {
   return __uint_as_float(static_cast<unsigned>(exponent + 127) << 23);
 }
 
-/// Which numbers of a key a pass looks at.
-enum class reads : unsigned { nothing = 0, score = 1, mass = 2, both = 3 };
+/// Where a pass over the keys has their ranks from: it needs none; from the scores, to be kept in
+/// shared memory where there is room; from there, or again from the scores where there is not.
+enum class ranks { none, scores, kept };
+/// Does a pass look at masses?
+enum class masses { no, yes };
 
 /// One list: its candidates and their numbers.
 struct list_keys {
+  list_frame const& frame;
   int b = 0, c = 0, g = 0;
-  int rows = 0;      ///< of the chunk that exist; 0: nothing is kept
-  int pairs = 0;     ///< the whole mass of the probe rows
-  int exponent = 0;  ///< a mass of 1 is 2^exponent in fixed point: all sums stay below 2^61
-  int split = 0;     ///< see histogram
-  far_candidates far;
-  float const* score = nullptr;    ///< [keys]
-  float const* mass = nullptr;     ///< [keys]
-  segment const* kinds = nullptr;  ///< of sequence b; null: all visual
-  std::int64_t kinds_stride = 0;
-  int begin = 0, end = 0;  ///< the keys of this warp
+  int rows = 0;          ///< of the chunk that exist; 0: nothing is kept
+  int pairs = 0;         ///< the whole mass of the probe rows
+  int exponent = 0;      ///< a mass of 1 is 2^exponent in fixed point: all sums stay below 2^61
+  int split = 0;         ///< see histogram
+  std::int64_t row = 0;  ///< of the scores
+  far_candidates far = {};
+  int begin = 0, end = 0;     ///< the keys of this warp
+  unsigned* known = nullptr;  ///< [end - begin] in shared memory: their ranks; or null
 
-  static __device__ list_keys of(list_frame const& f, int list, team const& t) noexcept {
-    list_keys l;
+  /// `room` [CTA's share of the keys] is shared memory for ranks, or null.
+  __device__ list_keys(list_frame const& f, int list, team const& t, unsigned* room) noexcept
+      : frame(f) {
     int const heads = f.shape.kv_heads;
-    l.b = f.range.batch_of(list, heads);
-    l.c = f.range.chunk_of(list, heads);
-    l.g = list % heads;
-    sequence_extent const extent = extent_of(f.shape, f.in, l.b);
-    int const first = l.c * f.chunk_rows;
-    l.rows = clamped(extent.q_tokens - first, 0, f.chunk_rows);
-    if (l.rows == 0) return l;
-    l.far = candidates_of(f.near, extent.position(first), extent.position(first + l.rows - 1),
-                          extent.kv_tokens, f.limit);
-    l.pairs = larger(0, f.scores.pairs[list]);
-    l.exponent = larger(0, __clz(l.far.size()) + __clz(l.pairs) - 3);
-    l.split = smaller(31, __clz(l.far.size()));
-    l.score = f.scores.score + std::int64_t{list} * f.scores.keys;
-    l.mass = f.scores.mass + std::int64_t{list} * f.scores.keys;
-    if (!f.in.segments.is_null()) {
-      l.kinds = f.in.segments.at(l.b);
-      l.kinds_stride = f.in.segments.stride(1);
-    }
-    l.share_out(t);
-    return l;
+    b = f.range.batch_of(list, heads);
+    c = f.range.chunk_of(list, heads);
+    g = list % heads;
+    sequence_extent const extent = extent_of(f.shape, f.in, b);
+    int const first = c * f.chunk_rows;
+    rows = clamped(extent.q_tokens - first, 0, f.chunk_rows);
+    if (rows == 0) return;
+    far = candidates_of(f.near, extent.position(first), extent.position(first + rows - 1),
+                        extent.kv_tokens, f.limit);
+    pairs = larger(0, f.scores.pairs[list]);
+    exponent = larger(0, __clz(far.size()) + __clz(pairs) - 3);
+    split = smaller(31, __clz(far.size()));
+    row = std::int64_t{list} * f.scores.keys;
+    share_out(t, room);
   }
 
   /// A mass; NaN, and what no probability can be, is moved into [0, pairs].
   __device__ float bounded(float m) const noexcept {
     return fminf(fmaxf(m, 0.f), static_cast<float>(pairs));
   }
-  __device__ float mass_of(int j) const noexcept { return bounded(__ldg(mass + j)); }
   /// A mass in fixed point, and the whole mass.
   __device__ std::uint64_t fixed(float m) const noexcept {
     return __float2ull_rn(m * power_of_two(exponent));
@@ -86,59 +84,77 @@ struct list_keys {
   __device__ std::uint64_t whole() const noexcept {
     return static_cast<std::uint64_t>(pairs) << exponent;
   }
+  __device__ bool has_texts() const noexcept { return !frame.in.segments.is_null(); }
   __device__ bool is_text(int j) const noexcept {
-    return kinds != nullptr && kinds[j * kinds_stride] == segment::text;
+    return has_texts() && frame.in.segments(b, j) == segment::text;
   }
 
-  /// Shows this warp's keys in order, four consecutive ones a lane: visit(j, keys, masses). Keys
-  /// are ranks by score, or some rank where scores are not read. By whole warps.
-  template <reads What, class Visit>
-  __device__ void each_four(Visit const& visit) const noexcept {
-    constexpr bool scores = (static_cast<unsigned>(What) & 1u) != 0;
-    constexpr bool masses = (static_cast<unsigned>(What) & 2u) != 0;
-    constexpr int ahead = What == reads::both ? 2 : 4;  // loads in flight
+  /// Shows this warp's keys in order, 128 at a time: visit(block, keys, held), where keys[i] is the
+  /// rank of key block + 32 i + lane and held[i] its mass. By whole warps.
+  template <ranks From, masses Also, class Visit>
+  __device__ void each_block(Visit const& visit) const noexcept {
+    constexpr int ahead = Also == masses::yes && From != ranks::none ? 2 : 4;  // blocks in flight
+    bool const asks = From == ranks::scores || (From == ranks::kept && known == nullptr);
+    float const* const score = frame.scores.score + row;
+    float const* const mass = frame.scores.mass + row;
     for (int first = begin; first < end; first += ahead * 128) {
-      float4 s[ahead] = {}, m[ahead] = {};
+      float s[ahead][4] = {}, m[ahead][4] = {};
 #pragma unroll
-      for (int n = 0; n < ahead; ++n) {
-        int const j = first + n * 128 + lane_index() * 4;
-        if (j >= end) continue;
-        if constexpr (scores) s[n] = __ldg(reinterpret_cast<float4 const*>(score + j));
-        if constexpr (masses) m[n] = __ldg(reinterpret_cast<float4 const*>(mass + j));
+      for (int n = 0; n < ahead * 4; ++n) {
+        int const j = first + n * 32 + lane_index();
+        if (asks && j < end) s[n / 4][n % 4] = __ldg(score + j);
+        if (Also == masses::yes && j < end) m[n / 4][n % 4] = __ldg(mass + j);
       }
 #pragma unroll
       for (int n = 0; n < ahead; ++n) {
-        int const block = first + n * 128, j = block + lane_index() * 4;
+        int const block = first + n * 128;
         if (block >= end) break;
-        unsigned keys[4] = {rank_of(s[n].x), rank_of(s[n].y), rank_of(s[n].z), rank_of(s[n].w)};
-        if (!are_ranked(block)) {
-          for (int i = 0; i < 4; ++i) {
-            if (!far.contains(j + i)) keys[i] = no_candidate;
-            else if (is_text(j + i)) keys[i] = text_key;
+        unsigned keys[4];
+        float held[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          keys[i] = rank_of(s[n][i]);
+          held[i] = bounded(m[n][i]);
+        }
+        unsigned* const room = known + (block - begin + lane_index());
+        if (From == ranks::kept && !asks) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) keys[i] = room[i * 32];
+        } else {
+          sort_out(block, keys);
+          if (From == ranks::scores && known != nullptr) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) room[i * 32] = keys[i];
           }
         }
-        float const held[4] = {bounded(m[n].x), bounded(m[n].y), bounded(m[n].z), bounded(m[n].w)};
-        visit(j, keys, held);
+        visit(block, keys, held);
       }
     }
   }
 
  private:
-  // Is every key of a block of 128 a candidate, and none text?
-  __device__ bool are_ranked(int block) const noexcept {
+  // Names the keys of a block that are no candidates, and those that are text.
+  __device__ void sort_out(int block, unsigned (&keys)[4]) const noexcept {
     auto const holds = [&](key_range r) { return r.begin <= block && block + 128 <= r.end; };
-    return kinds == nullptr && (holds(far.left) || holds(far.right));
+    if (!has_texts() && (holds(far.left) || holds(far.right))) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const j = block + i * 32 + lane_index();
+      if (!far.contains(j)) keys[i] = no_candidate;
+      else if (is_text(j)) keys[i] = text_key;
+    }
   }
 
   // Warps in order of CTA and warp, each a run of whole 128s.
-  __device__ void share_out(team const& t) noexcept {
-    int const low = (far.left.size() > 0 ? far.left.begin : far.right.begin) / 4 * 4;
+  __device__ void share_out(team const& t, unsigned* room) noexcept {
+    int const low = (far.left.size() > 0 ? far.left.begin : far.right.begin) / 32 * 32;
     int const high = far.right.size() > 0 ? far.right.end : far.left.end;
     int const warps = static_cast<int>(blockDim.x) / 32;
     int const each = ceil_div(larger(0, high - low), t.size * warps * 128) * 128;
     std::int64_t const first = low + std::int64_t{each} * (t.rank * warps + warp_index());
     begin = static_cast<int>(smaller<std::int64_t>(first, high));
     end = static_cast<int>(smaller<std::int64_t>(first + each, high));
+    if (room != nullptr) known = room + each * warp_index();
   }
 };
 

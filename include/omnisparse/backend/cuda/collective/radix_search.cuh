@@ -17,123 +17,157 @@ template <class W>
 struct threshold {
   unsigned key;
   std::uint64_t lack;  ///< weight still wanted of the keys that equal the threshold; > 0
-  W above;             ///< keys above it, of all CTAs
-  W above_before;
+  unsigned above;      ///< keys above it, of all CTAs
+  unsigned above_before;
   W equal_before;
   W equal_here;  ///< keys that equal it, of this CTA
 };
 
-/// One step down, by one warp. Each lane holds `Slots` consecutive slots of the histograms, the
-/// largest keys in lane 0; `read(rank, s)` is what slot s of the lane is in the CTA of that rank.
-/// `lack_of(whole)` is the weight that is lacking. Returns the slot that reaches it, counted from
-/// the largest, or -1 where nothing is lacking.
+/// Shared memory of a search.
+template <class W>
+struct search_memory {
+  static constexpr int groups = histogram<W>::groups;
+  static constexpr int group_bins = histogram<W>::group_bins;
+
+  histogram<W> h[2];
+  W sums[2][team::most][groups];     ///< of the groups of each CTA; every other pass
+  W chosen[team::most][group_bins];  ///< the bins of one group of each CTA
+  threshold<W> found;
+  int group;
+  unsigned texts;  ///< text keys of this CTA
+};
+
+/// One step down, by one warp. Each lane holds `Slots` consecutive slots, the largest keys in lane
+/// 0; `read(rank, s)` is what slot s of the lane is in the CTA of that rank. `lack_of(whole)` is
+/// the weight that is lacking. Returns the slot that reaches it, counted from the largest, or -1
+/// where nothing is lacking.
 template <int Slots, class W, class Read, class Lack>
 __device__ int step_down(team const& t, threshold<W>& found, Read const& read,
                          Lack const& lack_of) noexcept {
-  W all[Slots] = {}, before[Slots] = {}, here[Slots] = {}, lane_all = {}, lane_before = {};
+  W all[Slots] = {}, lane_all = {};
+  unsigned before[Slots] = {}, lane_before = 0;
 #pragma unroll
   for (int s = 0; s < Slots; ++s) {
-    W parts[team::most];
-#pragma unroll
-    for (int rank = 0; rank < team::most; ++rank) {
-      parts[rank] = rank < t.size ? read(rank, s) : W{};
-    }
-#pragma unroll
-    for (int rank = 0; rank < team::most; ++rank) {
-      all[s] += parts[rank];
-      if (rank < t.rank) before[s] += parts[rank];
-      if (rank == t.rank) here[s] = parts[rank];
+#pragma unroll 4
+    for (int rank = 0; rank < t.size; ++rank) {
+      W const part = read(rank, s);
+      all[s] += part;
+      before[s] += rank < t.rank ? count_of(part) : 0;
     }
     lane_all += all[s];
     lane_before += before[s];
   }
-  W const sum = warp_scan(lane_all), sum_before = warp_scan(lane_before);
+  auto const own = weight_of(lane_all), sum = warp_scan(own);
   found.lack = lack_of(shuffle(sum, 31));
   if (found.lack == 0) return -1;
-  unsigned const reached = __ballot_sync(whole_warp, weight_of(sum) >= found.lack);
+  unsigned const reached = __ballot_sync(whole_warp, sum >= found.lack);
   int const at = reached == 0 ? 31 : __ffs(static_cast<int>(reached)) - 1;
   // Every lane walks its slots as if it were the one; then the one is asked.
-  W above = shuffle(sum, (lane_index() + 31) % 32);
-  W above_before = shuffle(sum_before, (lane_index() + 31) % 32);
-  if (lane_index() == 0) above = above_before = W{};
+  auto passed = sum - own;
+  unsigned above = 0, above_before = 0;
   int slot = 0;
 #pragma unroll
   for (int s = 0; s + 1 < Slots; ++s) {
-    if (slot != s || weight_of(above) + weight_of(all[s]) >= found.lack) continue;
-    above += all[s];
+    if (slot != s || passed + weight_of(all[s]) >= found.lack) continue;
+    passed += weight_of(all[s]);
+    above += count_of(all[s]);
     above_before += before[s];
     slot = s + 1;
   }
-  W equal_before = before[0], equal_here = here[0];
-#pragma unroll
-  for (int s = 1; s < Slots; ++s) {
-    if (slot == s) equal_before = before[s], equal_here = here[s];
-  }
-  above = shuffle(above, at);
-  found.lack -= weight_of(above);
-  found.above += above;
-  found.above_before += shuffle(above_before, at);
-  found.equal_before = shuffle(equal_before, at);
-  found.equal_here = shuffle(equal_here, at);
+  if (lane_index() < at) above = count_of(lane_all), above_before = lane_before;
+  if (lane_index() > at) above = above_before = 0;
+  found.lack -= shuffle(passed, at);
+  found.above += warp_sum(above);
+  found.above_before += warp_sum(above_before);
   return at * Slots + shuffle(slot, at);
 }
 
-/// Searches among the keys that `each(n, visit)` shows in pass n of three: visit(key, mass), by
-/// whole warps; a key's mass is asked for by a call. `wanted(whole, texts)`, asked of one thread of
-/// each CTA, is the weight that keys at and above the threshold must reach, at most the whole; 0:
-/// there is nothing to find, and false is returned. By all threads of all CTAs; `h` [2] and `found`
-/// are shared by the CTA, and so is `texts`: the text keys of this CTA.
-template <class W, class Each, class Wanted>
-__device__ bool find_threshold(team const& t, histogram<W>* h, int split, threshold<W>& found,
-                               unsigned& texts, Each const& each, Wanted const& wanted) noexcept {
-  h[0].clear(split);
-  h[1].clear(split);
-  if (threadIdx.x == 0) found = {};
+/// Pass N of a search: counts a digit and chooses its value. See `find_threshold`.
+template <int N, class W, class Each, class Wanted>
+__device__ bool find_digit(team const& t, search_memory<W>& m, int split, Each const& each,
+                           Wanted const& wanted) noexcept {
+  constexpr digit d = digit::nth(N);
+  constexpr int group_bins = search_memory<W>::group_bins;
+  histogram<W>& now = m.h[N % 2];
+  unsigned const prefix = m.found.key;
+  each([&](unsigned const(&key)[4], auto const& mass) {
+    int bin[4];
+    bool takes[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      bin[i] = d.of(key[i]);
+      takes[i] = d.follows(prefix, key[i]);
+    }
+    now.add(bin, takes, mass);
+  });
   __syncthreads();
-  for (int n = 0; n < 3; ++n) {
-    digit const d = digit::nth(n);
-    histogram<W>& now = h[n % 2];
-    unsigned const prefix = found.key;
-    each(n, [&](unsigned key, auto const& mass) {
-      bool const takes = d.follows(prefix, key);
-      now.add(d.of(key), takes, histogram<W>::weighs && takes ? mass() : 0);
-    });
-    __syncthreads();
-    if (n == 0) {  // what is not ranked is counted in the outermost bins
-      if (threadIdx.x == 0) {
-        now.drop(d.of(no_candidate));
-        texts = now.drop(d.of(text_key));
-      }
-      __syncthreads();
-    }
-    now.sum_groups();
-    t.sync();
-    if (warp_index() == 0) {
-      threshold<W> next = found;
-      int const group = step_down<1>(
-          t, next, [&](int rank, int) { return t.at(now, rank).sums[31 - lane_index()]; },
-          [&](W const& whole) {
-            if (n > 0) return next.lack;
-            std::uint64_t weight = 0;
-            if (lane_index() == 0) weight = wanted(whole);
-            return shuffle(weight, 0);
-          });
-      if (group >= 0) {
-        int const last = (32 - group) * histogram<W>::group_bins - 1;
-        int const slot = step_down<2>(
-            t, next,
-            [&](int rank, int s) { return t.at(now, rank).bin(last - 2 * lane_index() - s); },
-            [&](W const&) { return next.lack; });
-        next.key |= static_cast<unsigned>(last - slot) << d.shift;
-      }
-      if (lane_index() == 0) found = next;
-    } else if (n == 1) {
-      h[0].clear(split, 32);  // nobody reads the first digit any more: the third one's turn
+  if constexpr (N == 0) {  // what is not ranked is counted in the outermost bins
+    if (threadIdx.x == 0) {
+      now.drop(d.of(no_candidate));
+      m.texts = now.drop(d.of(text_key));
     }
     __syncthreads();
-    if (found.lack == 0) return false;
   }
+  if constexpr (N == 0) t.wait();  // now all CTAs have begun
+  for (int g = warp_index(); g < m.groups; g += static_cast<int>(blockDim.x) / 32) {
+    W const sum = now.group(g);
+    int const rank = lane_index();
+    if (rank < t.size) t.at(m.sums[N % 2][t.rank][g], rank) = sum;
+  }
+  t.sync();
+  if constexpr (N == 1) m.h[0].clear(split);  // nobody reads the first digit any more
+  if (warp_index() == 0) {
+    threshold<W> next = m.found;
+    int const group = step_down<1>(
+        t, next, [&](int rank, int) { return m.sums[N % 2][rank][lane_index()]; },
+        [&](auto whole) {
+          if (N > 0) return next.lack;
+          std::uint64_t weight = 0;
+          if (lane_index() == 0) weight = wanted(whole);
+          return shuffle(weight, 0);
+        });
+    if (lane_index() == 0) m.found = next, m.group = group;
+  }
+  __syncthreads();
+  if (m.group < 0) return false;
+  int const last = histogram<W>::bins - 1 - m.group * group_bins;
+  for (int n = static_cast<int>(threadIdx.x); n < t.size * group_bins;
+       n += static_cast<int>(blockDim.x)) {
+    int const rank = n / group_bins, b = n % group_bins;
+    m.chosen[rank][b] = t.at(now, rank).bin(last - b);
+  }
+  __syncthreads();
+  if (warp_index() == 0) {
+    threshold<W> next = m.found;
+    int const slot = step_down<2>(
+        t, next, [&](int rank, int s) { return m.chosen[rank][2 * lane_index() + s]; },
+        [&](auto) { return next.lack; });
+    next.key |= static_cast<unsigned>(last - slot) << d.shift;
+    int const rank = lane_index();
+    W const equal = rank < t.size ? m.chosen[rank][slot] : W{};
+    next.equal_before = warp_sum(rank < t.rank ? equal : W{});
+    next.equal_here = shuffle(equal, t.rank);
+    if (lane_index() == 0) m.found = next;
+  }
+  __syncthreads();
   return true;
+}
+
+/// Searches among the keys that `first(visit)` and, in the second and third pass, `again(visit)`
+/// show: visit(keys, mass), four keys a lane, by whole warps; mass(i) is asked for where it counts.
+/// `wanted(whole)`, asked of one thread of each CTA, is the weight that keys at and above the
+/// threshold must reach, at most the whole; 0: there is nothing to find, and false is returned. By
+/// all threads of all CTAs; the answer is m.found.
+template <class W, class First, class Again, class Wanted>
+__device__ bool find_threshold(team const& t, search_memory<W>& m, int split, First const& first,
+                               Again const& again, Wanted const& wanted) noexcept {
+  m.h[0].clear(split);
+  m.h[1].clear(split);
+  if (threadIdx.x == 0) m.found = {};
+  __syncthreads();
+  t.arrive();
+  return find_digit<0>(t, m, split, first, wanted) && find_digit<1>(t, m, split, again, wanted) &&
+         find_digit<2>(t, m, split, again, wanted);
 }
 
 }  // namespace omnisparse::collective

@@ -20,7 +20,7 @@ struct tally {
 };
 
 /// What a search walks by: the count where there is nothing else, else the mass.
-__device__ inline std::uint64_t weight_of(unsigned count) noexcept { return count; }
+__device__ inline unsigned weight_of(unsigned count) noexcept { return count; }
 __device__ inline std::uint64_t weight_of(tally const& t) noexcept { return t.mass; }
 __device__ inline unsigned count_of(unsigned count) noexcept { return count; }
 __device__ inline unsigned count_of(tally const& t) noexcept { return t.count; }
@@ -49,10 +49,6 @@ __device__ T warp_scan(T x) noexcept {
 }
 
 /// The sum of all lanes, in every lane.
-template <class T>
-__device__ T warp_sum(T const& x) noexcept {
-  return shuffle(warp_scan(x), 31);
-}
 __device__ inline unsigned warp_sum(unsigned x) noexcept {
   return __reduce_add_sync(whole_warp, x);
 }
@@ -63,6 +59,9 @@ __device__ inline std::uint64_t warp_sum(std::uint64_t x) noexcept {  // below 2
     sum += std::uint64_t{__reduce_add_sync(whole_warp, bits)} << 21 * part;
   }
   return sum;
+}
+__device__ inline tally warp_sum(tally const& x) noexcept {
+  return {warp_sum(x.count), warp_sum(x.mass)};
 }
 
 }  // namespace omnisparse::collective

@@ -22,10 +22,20 @@ struct team {
 #endif
   }
 
-  /// A barrier of all threads of all CTAs; writes to shared memory before it are seen after it.
+  /// A barrier of all threads of all CTAs, and its two halves; writes to shared memory before it
+  /// are seen after it. Before the first one a CTA may not even have begun.
   __device__ void sync() const noexcept {
+    arrive();
+    wait();
+  }
+  __device__ void arrive() const noexcept {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    ptx::cluster_sync();
+    ptx::cluster_arrive();
+#endif
+  }
+  __device__ void wait() const noexcept {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    ptx::cluster_wait();
 #else
     __syncthreads();
 #endif

@@ -9,7 +9,7 @@ namespace omnisparse::kernel {
 inline constexpr int select_threads = 512;  ///< two CTAs fit a multiprocessor
 
 /// Dynamic shared memory of `measure_reach`.
-inline constexpr int reach_bytes = 2 * sizeof(collective::histogram<collective::tally>);
+inline constexpr int reach_bytes = sizeof(collective::search_memory<collective::tally>);
 
 /// The mass that must come from keys, beside what near field and text hold, to reach `recall` of
 /// the whole; `candidates`: what all keys of the list could give. 0 where nothing is lacking.
@@ -33,43 +33,44 @@ __device__ inline void count_ties(collective::list_keys const& keys,
     return key == found.key ? tally{1, keys.fixed(mass)} : tally{};
   };
   tally own = {};
-  keys.each_four<reads::both>([&](int, unsigned const(&key)[4], float const(&mass)[4]) {
-    for (int n = 0; n < 4; ++n) own += tie(key[n], mass[n]);
-  });
+  keys.each_block<ranks::scores, masses::yes>(
+      [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
+        for (int n = 0; n < 4; ++n) own += tie(key[n], mass[n]);
+      });
   own = warp_sum(own);
   if (lane_index() == 0) warps[warp_index()] = own;
   __syncthreads();
   tally passed = warp_sum(lane_index() < warp_index() ? warps[lane_index()] : tally{});
   passed += found.equal_before;
   if (passed.mass >= found.lack || passed.mass + own.mass < found.lack) return;
-  keys.each_four<reads::both>([&](int, unsigned const(&key)[4], float const(&mass)[4]) {
-    tally four = {};
-    for (int n = 0; n < 4; ++n) four += tie(key[n], mass[n]);
-    tally const sum = warp_scan(four);
-    tally at = {passed.count + sum.count - four.count, passed.mass + sum.mass - four.mass};
-    passed += shuffle(sum, 31);
-    if (at.mass >= found.lack || at.mass + four.mass < found.lack) return;
-    for (int n = 0; n < 4 && at.mass < found.lack; ++n) at += tie(key[n], mass[n]);
-    *reach = static_cast<int>(found.above.count + at.count);
-  });
+  keys.each_block<ranks::scores, masses::yes>(
+      [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
+        for (int n = 0; n < 4; ++n) {
+          if (!__any_sync(whole_warp, key[n] == found.key)) continue;
+          tally const here = tie(key[n], mass[n]), sum = warp_scan(here);
+          std::uint64_t const reached = passed.mass + sum.mass;
+          if (reached - here.mass < found.lack && found.lack <= reached) {
+            *reach = static_cast<int>(found.above + passed.count + sum.count);
+          }
+          passed += shuffle(sum, 31);
+        }
+      });
 }
 
 /// Writes reach [lists] and, where heads are compared, concentration [lists]. Grid: a team of CTAs
 /// for each list of the range.
 template <bool Compares>
 __global__ void __launch_bounds__(select_threads, 2)
-    measure_reach(collective::list_frame f, float recall, flatness_by by, int* reach,
-                  double* concentration) {
+    measure_reach(__grid_constant__ collective::list_frame const f, float recall, flatness_by by,
+                  int* reach, double* concentration) {
   using namespace collective;
   extern __shared__ unsigned long long dynamic[];
-  __shared__ threshold<tally> found;
-  __shared__ threshold<unsigned> top;
   __shared__ tally warps[select_threads / 32];
   __shared__ std::uint64_t sums[2];
-  __shared__ unsigned most, texts;
+  __shared__ unsigned most;
   team const t = team::current();
   int const list = static_cast<int>(blockIdx.x) / t.size;
-  list_keys const keys = list_keys::of(f, list, t);
+  list_keys const keys(f, list, t, nullptr);
   bool const speaks = t.rank == 0 && threadIdx.x == 0;
   if (speaks) reach[list] = 0;
   if (keys.rows == 0) {
@@ -77,31 +78,25 @@ __global__ void __launch_bounds__(select_threads, 2)
     return;
   }
   if constexpr (Compares) {
-    auto* const by_mass = reinterpret_cast<histogram<unsigned>*>(dynamic);
+    auto* const by_mass = reinterpret_cast<search_memory<unsigned>*>(dynamic);
     if (threadIdx.x == 0) sums[0] = sums[1] = most = 0;
     __syncthreads();
-    double const measured =
-        collective::concentration(t, keys, by, {by_mass, &top, &texts, sums, &most});
+    double const measured = collective::concentration(t, keys, by, {by_mass, sums, &most});
     if (speaks) concentration[list] = measured;
     t.sync();
   }
-  auto* const by_score = reinterpret_cast<histogram<tally>*>(dynamic);
-  auto const each = [&](int pass, auto const& visit) {
-    if (pass == 0) {
-      keys.each_four<reads::both>([&](int, unsigned const(&key)[4], float const(&mass)[4]) {
-        for (int n = 0; n < 4; ++n) visit(key[n], [&] { return keys.fixed(mass[n]); });
-      });
-    } else {  // few keys follow: only their masses are read
-      keys.each_four<reads::score>([&](int j, unsigned const(&key)[4], float const(&)[4]) {
-        for (int n = 0; n < 4; ++n) visit(key[n], [&] { return keys.fixed(keys.mass_of(j + n)); });
-      });
-    }
+  auto& search = *reinterpret_cast<search_memory<tally>*>(dynamic);
+  auto const each = [&](auto const& visit) {
+    keys.each_block<ranks::scores, masses::yes>(
+        [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
+          visit(key, [&](int n) { return keys.fixed(mass[n]); });
+        });
   };
   bool const lacking = find_threshold(
-      t, by_score, keys.split, found, texts, each,
-      [&](tally const& all) { return lacking_mass(recall, keys.whole(), all.mass); });
+      t, search, keys.split, each, each,
+      [&](std::uint64_t candidates) { return lacking_mass(recall, keys.whole(), candidates); });
   t.sync();  // a CTA stays as long as others read its shared memory
-  if (lacking) count_ties(keys, found, warps, reach + list);
+  if (lacking) count_ties(keys, search.found, warps, reach + list);
 }
 
 }  // namespace omnisparse::kernel

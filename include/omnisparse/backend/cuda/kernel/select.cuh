@@ -39,6 +39,13 @@ __device__ int ask_budget(Budget const& budget, reach_view const& reached, int l
   }
 }
 
+/// Bytes of dynamic shared memory of `select_lists`: room for the ranks of a CTA's share of the
+/// keys, or none where that is too long.
+OMNISPARSE_HD constexpr int ranks_bytes(int kv_tokens, int ctas) noexcept {
+  int const share = ceil_div(kv_tokens, ctas * (select_threads * 4)) * (select_threads * 4);
+  return share <= 16384 ? share * static_cast<int>(sizeof(unsigned)) : 0;
+}
+
 /// Where kept keys go: those above the threshold, and the first `ties` of those that equal it.
 struct cut {
   unsigned key;
@@ -49,12 +56,12 @@ struct cut {
 
 /// Writes this CTA's kept keys, in order, to kept [capacity]. Returns the mass of the ranked keys
 /// that this thread saw dropped; 0 where masses are not read.
-template <collective::reads What>
+template <collective::masses Also>
 __device__ std::uint64_t write_kept(collective::list_keys const& keys, cut const& at, uint2* warps,
                                     int* kept, int capacity) noexcept {
   using namespace collective;
   unsigned above = 0, equal = 0;
-  keys.each_four<reads::score>([&](int, unsigned const(&key)[4], float const(&)[4]) {
+  keys.each_block<ranks::kept, masses::no>([&](int, unsigned const(&key)[4], float const(&)[4]) {
     for (int n = 0; n < 4; ++n) {
       above += key[n] > at.key ? 1u : 0u;
       equal += key[n] == at.key ? 1u : 0u;
@@ -67,27 +74,26 @@ __device__ std::uint64_t write_kept(collective::list_keys const& keys, cut const
   uint2 const before = lane_index() < warp_index() ? warps[lane_index()] : uint2{0, 0};
   above = at.above_before + warp_sum(before.x);
   equal = at.equal_before + warp_sum(before.y);
+  unsigned const lower_lanes = (1u << lane_index()) - 1u;
   std::uint64_t dropped = 0;
-  keys.each_four<What>([&](int j, unsigned const(&key)[4], float const(&mass)[4]) {
-    unsigned here = 0;  // above in the lower half, equal in the upper: at most 128 of each
-    for (int n = 0; n < 4; ++n) here += key[n] > at.key ? 1u : key[n] == at.key ? 0x10000u : 0u;
-    unsigned const sum = warp_scan(here);
-    unsigned a = above + (sum - here & 0xffffu), e = equal + (sum - here >> 16);
-    for (int n = 0; n < 4; ++n) {
-      bool const is_above = key[n] > at.key, is_equal = key[n] == at.key;
-      if (is_above || (is_equal && e < at.ties)) {
-        unsigned const place = a + smaller(e, at.ties);
-        if (place < static_cast<unsigned>(capacity)) kept[place] = j + n;
-      } else if (is_ranked(key[n])) {
-        dropped += keys.fixed(mass[n]);
-      }
-      a += is_above ? 1u : 0u;
-      e += is_equal ? 1u : 0u;
-    }
-    unsigned const all = shuffle(sum, 31);
-    above += all & 0xffffu;
-    equal += all >> 16;
-  });
+  keys.each_block<ranks::kept, Also>(
+      [&](int block, unsigned const(&key)[4], float const(&mass)[4]) {
+        for (int n = 0; n < 4; ++n) {
+          unsigned const aboves = __ballot_sync(whole_warp, key[n] > at.key);
+          unsigned const equals = __ballot_sync(whole_warp, key[n] == at.key);
+          unsigned const e = equal + static_cast<unsigned>(__popc(equals & lower_lanes));
+          if (key[n] > at.key || (key[n] == at.key && e < at.ties)) {
+            unsigned const a = above + static_cast<unsigned>(__popc(aboves & lower_lanes));
+            unsigned const place = a + smaller(e, at.ties);
+            if (place < static_cast<unsigned>(capacity))
+              kept[place] = block + n * 32 + lane_index();
+          } else if (Also == masses::yes && is_ranked(key[n])) {
+            dropped += keys.fixed(mass[n]);
+          }
+          above += static_cast<unsigned>(__popc(aboves));
+          equal += static_cast<unsigned>(__popc(equals));
+        }
+      });
   return dropped;
 }
 
@@ -95,17 +101,17 @@ __device__ std::uint64_t write_kept(collective::list_keys const& keys, cut const
 /// something. Grid: a team of CTAs for each list.
 template <class Budget, bool Probed>
 __global__ void __launch_bounds__(select_threads, 2)
-    select_lists(collective::list_frame f, Budget budget, reach_view reached,
-                 plan_view<device> plan) {
+    select_lists(__grid_constant__ collective::list_frame const f, Budget budget,
+                 reach_view reached, plan_view<device> plan) {
   using namespace collective;
-  __shared__ histogram<unsigned> h[2];
-  __shared__ threshold<unsigned> found;
+  extern __shared__ unsigned known[];
+  __shared__ search_memory<unsigned> search;
   __shared__ uint2 warps[select_threads / 32];
-  __shared__ unsigned texts, texts_before, all_texts, count;
+  __shared__ unsigned texts_before, all_texts, count;
   __shared__ unsigned long long dropped_here, dropped[team::most];
   team const t = team::current();
   int const list = static_cast<int>(blockIdx.x) / t.size;
-  list_keys const keys = list_keys::of(f, list, t);
+  list_keys const keys(f, list, t, ranks_bytes(f.shape.kv_tokens, t.size) > 0 ? known : nullptr);
   std::int64_t const to = plan.list(keys.b, keys.c, keys.g);
   bool const speaks = t.rank == 0 && threadIdx.x == 0;
   if (keys.rows == 0) {
@@ -116,15 +122,21 @@ __global__ void __launch_bounds__(select_threads, 2)
     return;
   }
   if (threadIdx.x == 0) dropped_here = 0;
-  auto const each = [&](int, auto const& visit) {
-    keys.each_four<reads::score>([&](int, unsigned const(&key)[4], float const(&)[4]) {
-      for (int n = 0; n < 4; ++n) visit(key[n], [] { return 0u; });
+  auto const first = [&](auto const& visit) {
+    keys.each_block<ranks::scores, masses::no>(
+        [&](int, unsigned const(&key)[4], float const(&)[4]) {
+          visit(key, [](int) { return 0u; });
+        });
+  };
+  auto const again = [&](auto const& visit) {
+    keys.each_block<ranks::kept, masses::no>([&](int, unsigned const(&key)[4], float const(&)[4]) {
+      visit(key, [](int) { return 0u; });
     });
   };
-  bool const some = find_threshold(t, h, 0, found, texts, each, [&](unsigned candidates) {
+  bool const some = find_threshold(t, search, 0, first, again, [&](unsigned candidates) {
     unsigned before = 0, all = 0;
-    for (int rank = 0; keys.kinds != nullptr && rank < t.size; ++rank) {
-      unsigned const theirs = t.at(texts, rank);
+    for (int rank = 0; keys.has_texts() && rank < t.size; ++rank) {
+      unsigned const theirs = t.at(search.texts, rank);
       before += rank < t.rank ? theirs : 0;
       all += theirs;
     }
@@ -136,9 +148,10 @@ __global__ void __launch_bounds__(select_threads, 2)
     count = static_cast<unsigned>(smaller(clamped(wanted, 0, tokens), room));
     return std::uint64_t{count};
   });
+  auto const& found = search.found;
   cut const at = {some ? found.key : text_key - 1u, static_cast<unsigned>(found.lack),
                   found.above_before + texts_before, found.equal_before};
-  std::uint64_t const mine = write_kept<Probed ? reads::both : reads::score>(
+  std::uint64_t const mine = write_kept<Probed ? masses::yes : masses::no>(
       keys, at, warps, plan.kept + to * plan.capacity, plan.capacity);
   if constexpr (Probed) {
     std::uint64_t const sum = warp_sum(mine);

@@ -24,10 +24,14 @@ __device__ inline int cluster_size() noexcept {
   return static_cast<int>(size);
 }
 
-/// A barrier of the cluster's threads; shared memory written before it is seen after it.
-// barrier.cluster.arrive.release.aligned;   barrier.cluster.wait.acquire.aligned;
-__device__ inline void cluster_sync() noexcept {
+/// The two halves of a barrier of the cluster's threads; shared memory written before the first is
+/// seen after the second. By whole warps.
+// barrier.cluster.arrive.release.aligned;
+__device__ inline void cluster_arrive() noexcept {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+// barrier.cluster.wait.acquire.aligned;
+__device__ inline void cluster_wait() noexcept {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
