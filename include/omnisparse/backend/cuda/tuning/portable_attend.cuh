@@ -21,7 +21,7 @@ struct portable_attend {
 /// The tile sizes for elements of `bytes` bytes and head dimension `dim`.
 constexpr portable_attend portable_attend_for(int bytes, int dim) noexcept {
   if (bytes == 4) return {64, dim <= 128 ? 32 : 16};
-  return {dim <= 128 ? 128 : 64, 64};
+  return {dim <= 128 ? 128 : 64, dim <= 64 ? 128 : 64};
 }
 
 }  // namespace omnisparse::tuning
