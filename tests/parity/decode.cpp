@@ -1,5 +1,7 @@
 #include "support/run.hpp"
 
+#include <cstring>
+
 using namespace testing_support;
 
 namespace {
@@ -117,4 +119,107 @@ TEST_CASE("decode is the last row of a prefill") {
     REQUIRE(other.decode(q, cache, again.out_view, again.lses, own).ok());
     CHECK(again.out == step.out);
   }
+}
+
+namespace {
+
+// Several sequences of different lengths in one batch, out of order; every slot that holds no token
+// is NaN. The fast backend against the reference, and its bits over numbers of threads.
+template <class T>
+void check_ragged(int group, int kv_heads, int dim, int page_tokens, std::uint64_t seed) {
+  testing::generator g(seed);
+  std::vector<int> const lengths = {0, 1, 210, page_tokens, 2 * page_tokens + 1};
+  int const batch = static_cast<int>(lengths.size()), heads = group * kv_heads;
+  kv_cache_options const options{.sequences = batch, .kv_heads = kv_heads, .dim = dim, .max_tokens = 420, .page_tokens = page_tokens};
+  kv_cache<backend::cpu, T> fast(options);
+  kv_cache<backend::reference, T> slow(options);
+  T const nan = static_cast<T>(static_cast<accumulator_t<T>>(__builtin_nanf("")));
+  auto const poison = [&](auto const& cache) {
+    std::ptrdiff_t const size = std::ptrdiff_t{cache.pages()} * page_tokens * dim;
+    std::ptrdiff_t const slack = static_cast<std::ptrdiff_t>(kv_cache_slack / sizeof(T));
+    std::vector<T> keys(cache.ref().keys, cache.ref().keys + size), values(cache.ref().values, cache.ref().values + size);
+    std::fill_n(cache.ref().keys, size + slack, nan);
+    std::fill_n(cache.ref().values, size + slack, nan);
+    for (int s = 0; s < batch; ++s) {
+      for (std::int64_t lane = cache.ref().lane(s, 0, segment::text); lane < cache.ref().lane(s + 1, 0, segment::text); ++lane) {
+        for (int n = 0; n < cache.ref().stored[lane]; ++n) {
+          int const page = cache.ref().page(lane, n / page_tokens), slot = n % page_tokens;
+          for (int d = 0; d < dim; ++d) {
+            std::ptrdiff_t const key = cache.ref().keys_at(page, slot) + d * page_tokens - cache.ref().keys;
+            std::ptrdiff_t const value = cache.ref().values_at(page, slot) + d - cache.ref().values;
+            cache.ref().keys[key] = keys[static_cast<std::size_t>(key)];
+            cache.ref().values[value] = values[static_cast<std::size_t>(value)];
+          }
+        }
+      }
+    }
+  };
+  std::vector<int> ids(lengths.size());
+  for (std::size_t n = 0; n < lengths.size(); ++n) {
+    auto const t = testing::random_tensors<T>({1, heads, kv_heads, 1, std::max(1, lengths[n]), dim}, seed + n);
+    REQUIRE(fast.add(ids[n]).ok());
+    REQUIRE(slow.add(ids[n]).ok());
+    // One by one and in blocks, visual and text by turns.
+    for (int first = 0; first < lengths[n];) {
+      int const last = std::min(lengths[n], first + g.between(1, 2 * page_tokens));
+      segment const kind = g.below(2) == 0 ? segment::text : segment::visual;
+      auto const part = [&](auto const& x) {
+        return tensor_view<T const, host, 3>(x.at(0, 0, first), {kv_heads, last - first, dim}, {x.stride(1), x.stride(2), 1});
+      };
+      REQUIRE(fast.append(ids[n], part(t.k_view()), part(t.v_view()), kind).ok());
+      REQUIRE(slow.append(ids[n], part(t.k_view()), part(t.v_view()), kind).ok());
+      first = last;
+    }
+  }
+  poison(fast);
+  poison(slow);
+  std::reverse(ids.begin(), ids.end());
+  tensor_view<int const, host, 1> const sequences(ids.data(), {batch});
+  attention_shape const s{batch, heads, kv_heads, 1, 1, dim};
+  auto const t = testing::random_tensors<T>(s, seed, 2.f);
+  auto const near = near_field{40, 3};
+  auto const policy = slim::head_fetch{.threshold = 0.5f, .any = false};
+  testing::result<T> y(s);
+  REQUIRE(attention{backend::reference{}}.with(near).with(policy).decode(t.q_view(), slow, y.out_view, y.lses, workspace<>{}, sequences).ok());
+  std::vector<T> bits;
+  for (int threads : {1, 2, 3}) {
+    auto const attend = attention{backend::cpu{threads}}.with(near).with(policy);
+    testing::result<T> x(s);
+    std::vector<unsigned char> memory(attend.decode_workspace_bytes(fast, batch, heads), 0xff);
+    REQUIRE(attend.decode(t.q_view(), fast, x.out_view, x.lses, workspace_view<>{memory.data(), memory.size()}, sequences).ok());
+    auto const d = testing::compare(x.out, y.out);
+    CHECK_MESSAGE(testing::within_rule<T>(d), "group " << group << " dim " << dim << " page " << page_tokens << " largest " << d.largest);
+    CHECK(testing::compare(x.lse, y.lse).largest < 1e-4);
+    if (threads == 1) bits = x.out;
+    CHECK(std::memcmp(bits.data(), x.out.data(), sizeof(T) * bits.size()) == 0);
+  }
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("ragged sequences, every group and page length, garbage in idle slots", T, float, double, bfloat16, half) {
+  for (int group = 1; group <= 16; ++group) check_ragged<T>(group, 1 + group % 2, 24, 64, 100 + static_cast<std::uint64_t>(group));
+  for (int const page_tokens : {1, 3, 16, 31, 100, 200}) {
+    for (int const dim : {8, 64, 72}) check_ragged<T>(3, 2, dim, page_tokens, static_cast<std::uint64_t>(page_tokens + dim));
+  }
+}
+
+TEST_CASE("a token that a head does not read may hold anything") {
+  // Two heads of one group on one page: head 0 reads far tokens, head 1 does not.
+  float const inf = std::numeric_limits<float>::infinity();
+  kv_cache<backend::cpu, float> cache({.sequences = 1, .kv_heads = 1, .dim = 8, .max_tokens = 64});
+  int sequence = 0;
+  REQUIRE(cache.add(sequence).ok());
+  std::vector<float> k(20 * 8, 0.f), v(20 * 8, 1.f), q(2 * 8, 0.f);
+  k[0] = 1, q[0] = -9, q[8] = 9;  // the sink's logit is low for head 0, high for head 1
+  for (int d = 0; d < 8; ++d) v[10 * 8 + static_cast<std::size_t>(d)] = inf;
+  tensor_view<float const, host, 3> const ks(k.data(), {1, 20, 8}), vs(v.data(), {1, 20, 8});
+  REQUIRE(cache.append(sequence, ks, vs, segment::visual).ok());
+  auto const attend = attention{backend::cpu{}}.with(near_field{4, 1}).with(slim::head_fetch{.threshold = 0.5f, .any = false});
+  testing::result<float> x({1, 2, 1, 1, 20, 8});
+  workspace<> memory(attend.decode_workspace_bytes(cache, 1, 2));
+  tensor_view<float const> const qs(q.data(), {1, 2, 1, 8});
+  REQUIRE(attend.decode(qs, cache, x.out_view, x.lses, memory).ok());
+  CHECK(x.out_view(0, 0, 0, 3) == inf);
+  CHECK(x.out_view(0, 1, 0, 3) == doctest::Approx(1));
 }

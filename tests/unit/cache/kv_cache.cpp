@@ -38,8 +38,11 @@ void check_equal(cache_type const& cache, model_type const& model) {
           auto const& tokens = heads[static_cast<std::size_t>(g)];
           REQUIRE(tokens.count(position) == 1);
           REQUIRE(tokens.at(position).kind == kind);
-          REQUIRE(ref.keys_at(page, slot)[0] == tokens.at(position).value);
-          REQUIRE(ref.values_at(page, slot)[ref.dim - 1] == -tokens.at(position).value);
+          for (int d = 0; d < ref.dim; ++d) {
+            float const value = tokens.at(position).value + static_cast<float>(d);
+            REQUIRE(ref.keys_at(page, slot)[d * ref.page_tokens] == value);
+            REQUIRE(ref.values_at(page, slot)[d] == -value);
+          }
         }
       }
       REQUIRE(found == heads[static_cast<std::size_t>(g)].size());
@@ -89,7 +92,7 @@ TEST_CASE("a cache under random use equals a simple model of it") {
       segment const kind = g.below(2) == 0 ? segment::text : segment::visual;
       std::vector<float> k, v;
       for (int n = 0; n < 2 * tokens * 8; ++n) {
-        k.push_back(static_cast<float>(step * 100 + n / 8));
+        k.push_back(static_cast<float>((step * 20 + n / 8) * 8 + n % 8));
         v.push_back(-k.back());
       }
       tensor_view const ks(k.data(), {2, tokens, 8}), vs(v.data(), {2, tokens, 8});
@@ -170,6 +173,41 @@ TEST_CASE("slimming by a plan: trimming equals building, and pages return") {
       }
       CHECK(stored == wanted);
     }
+  }
+}
+
+TEST_CASE(
+    "the last page is given out, then nothing; a number that is given out again starts empty") {
+  cache_type cache(
+      {.sequences = 1, .kv_heads = 2, .dim = 8, .max_tokens = 12, .pages = 6, .page_tokens = 4});
+  std::vector<float> const x(2 * 13 * 8, 1.f);
+  auto const of = [&](int tokens) {
+    return tensor_view<float const, host, 3>(x.data(), {2, tokens, 8});
+  };
+  for (int again = 0; again < 2; ++again) {
+    int s = -1;
+    REQUIRE(cache.add(s).ok());
+    for (int part = 0; part < 2; ++part) CHECK(cache.ref().key_sum_at(s, 1, part)[7] == 0);
+    CHECK(cache.append(s, of(13), of(13), segment::text).code == status_code::out_of_pages);
+    CHECK(cache.free_pages() == 6);
+    CHECK(cache.full_bytes() == 0);
+    REQUIRE(cache.append(s, of(5), of(5), segment::text).ok());
+    REQUIRE(cache.append(s, of(7), of(7), segment::text).ok());
+    CHECK(cache.free_pages() == 0);
+    CHECK(cache.append(s, of(1), of(1), segment::text).code == status_code::out_of_pages);
+    CHECK(cache.ref().key_sum_at(s, 1, 0)[7] == 1);
+    CHECK(cache.ref().key_sum_at(s, 1, 1)[7] == 11);
+    CHECK(cache.full_bytes() == 6 * cache.page_bytes());
+    REQUIRE(cache
+                .append_if(
+                    s, of(9), of(9), [](int) { return segment::visual; },
+                    [](int, int) { return false; })
+                .ok());
+    CHECK(cache.appended(s) == 21);
+    CHECK(cache.ref().key_sum_at(s, 1, 1)[7] == 20);  // what is dropped at once still counts
+    CHECK(cache.page_bytes() == 4 * (8 * 4 + 8 * 4 + 4));
+    REQUIRE(cache.finish(s).ok());
+    CHECK(cache.free_pages() == 6);
   }
 }
 
