@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <string>
+#include <utility>
 
 using namespace omnisparse;
 
@@ -67,6 +68,25 @@ TEST_CASE_TEMPLATE("every composition keeps the laws", Backend, backend::cpu, ba
 TEST_CASE("in other dtypes too") {
   check_backend<backend::cpu, double>();
   check_backend<backend::cpu, bfloat16>();
+}
+
+// Keys beyond one step of the kernels, chunks beyond one wave, and windows across a step's border.
+TEST_CASE("on longer sequences") {
+  auto const t = testing::random_tensors<float>({1, 6, 2, 1300, 1400, 16}, 7, 2.f);
+  auto const far = attention{backend::cpu{}}
+                       .with(selector::far_mass{.epsilon = 0.2f, .estimate = {.block = 16}})
+                       .with(rescue::coverage{.least = 0.6f, .estimate = {.block = 32}})
+                       .with(budget::fixed{.count = 100});
+  for (mask const limit : {mask::causal, mask::full}) {
+    for (auto const& [window, rows] : {std::pair{100, 200}, std::pair{700, 0}}) {
+      auto const a = far.with(limit).with(chunk{rows}).with(near_field{window, 4});
+      holds(testing::plan_is_valid(a, t));
+      holds(testing::plan_then_run_is_one_call(a, t));
+      holds(testing::plan_then_run_is_one_call(a.with(budget::flattest_head{.recall = 0.7f}), t));
+      holds(testing::plan_then_run_is_one_call(a.with(budget::ratio{.share = 1.f}), t));
+      holds(testing::plan_then_run_is_one_call(a.with(selector::all{}), t));
+    }
+  }
 }
 
 TEST_CASE_TEMPLATE("more recall never keeps fewer tokens", Backend, backend::cpu,

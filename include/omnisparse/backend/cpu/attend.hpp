@@ -112,13 +112,13 @@ struct list_cursor {
 /// The head of the group and the position of row r of a tile.
 struct tile_rows_view {
   int const* rows = nullptr;  ///< codes
-  int group = 1;
+  row_coding coding;
   int first_head = 0;
   sequence_extent extent;
   int b = 0;
 
-  int index(int r) const noexcept { return rows[r] / group; }
-  int head(int r) const noexcept { return first_head + rows[r] % group; }
+  int index(int r) const noexcept { return coding.index(rows[r]); }
+  int head(int r) const noexcept { return first_head + coding.head(rows[r]); }
   int position(int r) const noexcept { return extent.position(index(r)); }
 };
 
@@ -127,7 +127,7 @@ tile_rows_view rows_of_tile(attention_call<T, host> const& call, row_units const
                             row_tile const& tile) noexcept {
   row_unit const& u = units.units[tile.unit];
   int const group = call.shape.group();
-  return {units.rows_of(call.shape, u) + tile.first, group, u.g * group,
+  return {units.rows_of(call.shape, u) + tile.first, row_coding::of(group), u.g * group,
           extent_of(call.shape, call.in, u.b), u.b};
 }
 

@@ -65,7 +65,7 @@ struct tile_scratch {
 
 /// The packet of op over the lanes of each of `lanes` packets: lane n is that of packet n.
 template <class A, class Op>
-inline packet<A> reduce_packets(simd::PacketBlock<packet<A>, lanes<A>>& block, Op op) noexcept {
+inline packet<A> reduce_packets(packet_block<A>& block, Op op) noexcept {
   if constexpr (lanes<A> > 1) simd::ptranspose(block);
   for (int half = lanes<A> / 2; half > 0; half /= 2) {
     for (int n = 0; n < half; ++n) block.packet[n] = op(block.packet[n], block.packet[n + half]);
@@ -83,7 +83,7 @@ inline void softmax_block(A* scores, int ld, int rows, int columns, A* high, A* 
   constexpr int width = lanes<A>;
   auto const larger_of = [](P x, P y) { return simd::pmax(x, y); };
   auto const sum_of = [](P x, P y) { return simd::padd(x, y); };
-  simd::PacketBlock<P, width> part;
+  packet_block<A> part;
   for (int first = 0; first < rows; first += width) {
     int const some = smaller(width, rows - first);
     A* const block = scores + std::ptrdiff_t{first} * ld;
@@ -100,7 +100,7 @@ inline void softmax_block(A* scores, int ld, int rows, int columns, A* high, A* 
     // Nothing seen yet: a finite base, so that everything becomes 0.
     P const base = simd::pmax(now, simd::pset1<P>(std::numeric_limits<A>::lowest()));
     P const factor = exp2_of<A>(simd::psub(before, base));
-    A bases[width];
+    A bases[std::size_t{width}];
     simd::pstoreu(bases, base);
     for (int n = 0; n < width; ++n) {
       P sum = simd::pset1<P>(A(0));

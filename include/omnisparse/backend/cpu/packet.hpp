@@ -6,6 +6,7 @@
 #include <Eigen/Core>
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -25,6 +26,10 @@ using packet = typename simd::packet_traits<A>::type;
 /// Elements of a packet of A.
 template <class A>
 inline constexpr int lanes = simd::unpacket_traits<packet<A>>::size;
+
+/// As many packets of A as a packet has lanes: what registers can transpose.
+template <class A>
+using packet_block = simd::PacketBlock<packet<A>, std::size_t{lanes<A>}>;
 
 /// The register tile of both products: `block_rows` rows by two packets of accumulators, as many as
 /// the vector registers hold beside the operands.

@@ -204,7 +204,7 @@ void classify_tile(attention_call<T, host> const& call, Policies const& p,
     s.end(1)[r] = p.near.sinks_of(position, tokens, p.limit).end;
   }
   std::ptrdiff_t const slot =
-      std::ptrdiff_t{rows.b} * shape.kv_heads + rows.first_head / rows.group;
+      std::ptrdiff_t{rows.b} * shape.kv_heads + rows.first_head / shape.group();
   A const* const panels = m.kv.panels_at(slot);
   key_run<A> const window{panels, nullptr, s.begin(0), s.end(0)};
   key_run<A> const sinks{panels, nullptr, s.begin(1), s.end(1)};
@@ -259,8 +259,11 @@ void select_rows_by_far_mass(attention_call<T, host> const& call, Policies const
       int const rows = smaller(tile_rows, extent.q_tokens * group - begin);
       if (rows <= 0) return;
       int codes[tile_rows];
-      for (int r = 0; r < rows; ++r) codes[r] = begin + r;
-      classify_tile(call, p, plan, {codes, group, g * group, extent, b}, rows, moments[n], m, pm,
+      row_coding const coding = row_coding::of(group);
+      for (int r = 0; r < rows; ++r) {
+        codes[r] = coding.code((begin + r) / group, (begin + r) % group);
+      }
+      classify_tile(call, p, plan, {codes, coding, g * group, extent, b}, rows, moments[n], m, pm,
                     thread);
     });
   }

@@ -64,7 +64,21 @@ struct row_tile {
   row_class kind = row_class::lazy;
 };
 
-/// The units of a call and their rows. A row is coded as index * group + head of the group.
+/// A row of a unit in one integer: its index and its head of the group. Shifts take it apart.
+struct row_coding {
+  int shift = 0;
+
+  static constexpr row_coding of(int group) noexcept {
+    int bits = 0;
+    while ((1 << bits) < group) ++bits;
+    return {bits};
+  }
+  constexpr int code(int index, int head) const noexcept { return index << shift | head; }
+  constexpr int index(int code) const noexcept { return code >> shift; }
+  constexpr int head(int code) const noexcept { return code & ((1 << shift) - 1); }
+};
+
+/// The units of a call and the codes of their rows.
 struct row_units {
   row_unit* units = nullptr;  ///< [batch, kv_heads, chunks]
   int* rows = nullptr;        ///< [batch, kv_heads, q_tokens * group]
@@ -131,18 +145,28 @@ void gather_rows(attention_call<T, host> const& call, row_choice const& choice,
            std::lower_bound(begin, end, far.right.size() > 0 ? far.right.begin : extent.kv_tokens));
       u.everything = held == far.size();
     }
-    int* const rows = units.rows_of(shape, u);
-    int at = 0;
-    for (row_class const kind : {row_class::lazy, row_class::active, row_class::rescued}) {
-      if (!choice.classes.holds(kind)) continue;
-      int const before = at;
+    // Counted, then written behind one another: nothing to mispredict on mixed classes.
+    row_coding const coding = row_coding::of(group);
+    auto const each = [&](auto const& use) {
       for (int i = first; i < last; ++i) {
-        for (int h = u.g * group; h < (u.g + 1) * group; ++h) {
-          if (choice.of(u.b, h, i) == kind) rows[at++] = i * group + h - u.g * group;
+        for (int h = 0; h < group; ++h) {
+          use(static_cast<unsigned>(choice.of(u.b, u.g * group + h, i)), coding.code(i, h));
         }
       }
-      u.counts[static_cast<int>(kind)] = at - before;
+    };
+    int counts[4] = {};
+    each([&](unsigned kind, int) { ++counts[kind & 3u]; });
+    int* const rows = units.rows_of(shape, u);
+    int at[4] = {};
+    for (int kind = 0, next = 0; kind < 4; ++kind) {
+      bool const wanted = kind < 3 && choice.classes.holds(static_cast<row_class>(kind));
+      if (wanted) u.counts[kind] = counts[kind];
+      at[kind] = next;
+      if (wanted) next += counts[kind];
     }
+    each([&](unsigned kind, int code) {
+      if (choice.classes.holds(static_cast<row_class>(kind))) rows[at[kind & 3u]++] = code;
+    });
     if (u.everything || u.counts[static_cast<int>(row_class::active)] == 0) u.list_size = 0;
   });
 }
@@ -163,8 +187,9 @@ inline int cut_tiles(row_units const& units, class_set classes, int first, int l
         row_tile& t = tiles[count++];
         t = {0, n, at + done, std::min(tile_rows, total - done), static_cast<row_class>(kind)};
         if (u.everything && t.kind == row_class::active) t.kind = row_class::rescued;
-        int const row = units.rows_of(shape, u)[t.first + t.rows - 1] / shape.group();
-        std::int64_t const position = shape.kv_tokens - shape.q_tokens + row;
+        int const code = units.rows_of(shape, u)[t.first + t.rows - 1];
+        std::int64_t const position =
+            shape.kv_tokens - shape.q_tokens + row_coding::of(shape.group()).index(code);
         std::int64_t const all = limit == mask::causal ? position + 1 : shape.kv_tokens;
         std::int64_t const close = std::min(all, std::int64_t{near.window} + tile_rows);
         t.cost = t.rows * (t.kind == row_class::rescued ? all
