@@ -23,13 +23,11 @@ struct result {
       : out(static_cast<std::size_t>(s.batch) * static_cast<std::size_t>(s.q_heads) *
             static_cast<std::size_t>(s.q_tokens) * static_cast<std::size_t>(s.dim)),
         lse(out.size() / static_cast<std::size_t>(s.dim)) {
-    int const extents[4] = {s.batch, s.q_heads, s.q_tokens, s.dim};
-    int const rows[3] = {s.batch, s.q_heads, s.q_tokens};
     // NaN bits: what a call leaves unwritten is seen.
     for (T& x : out) x = static_cast<T>(__builtin_nanf(""));
     for (auto& x : lse) x = static_cast<accumulator_t<T>>(__builtin_nanf(""));
-    out_view = {out.data(), extents};
-    lses = {lse.data(), rows};
+    out_view = {out.data(), {s.batch, s.q_heads, s.q_tokens, s.dim}};
+    lses = {lse.data(), {s.batch, s.q_heads, s.q_tokens}};
   }
   result(result const&) = delete;
 };

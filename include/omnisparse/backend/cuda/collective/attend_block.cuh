@@ -49,14 +49,14 @@ struct ring_barriers {
 /// agree on the number of key tiles.
 struct attend_item {
   int rows = 0;       ///< that exist; -1: there is no more work
-  int first_row = 0;  ///< in order: i of the first row; gathered: in the rows of the unit
+  int first_row = 0;  ///< in order: i of the first row
   int batch = 0;
   int head = 0;      ///< in order: the query head; gathered: the first of the group
   int key_head = 0;  ///< coordinates of K and V: the KV head and sequence, or list and 0
   int key_batch = 0;
   int q_tokens = 0;  ///< rows and keys of the sequence that exist
   int kv_tokens = 0;
-  int list = 0;                      ///< gathered: the unit
+  std::int64_t place = 0;            ///< gathered: of the first row, in the schedule
   int list_size = 0;                 ///< entries of the packed list
   int slot = -1;                     ///< gathered: of a split tile, where its part goes
   key_range keys = {0, 0x7fffffff};  ///< gathered: of the first part of the walk, for this item
@@ -91,6 +91,7 @@ struct attend_block {
   alignas(1024) unsigned char k[stages][kv_tile::bytes];
   alignas(1024) unsigned char v[Values ? stages : 1][Values ? kv_tile::bytes : 1024];
   gathered_row rows[slots][Gathered ? tune.rows() : 1];
+  void const* sources[Gathered ? tune.rows() : 1];  ///< where the rows on their way are
   attend_item items[slots];
   loaded_keys loaded[stages];
   ring_barriers<slots> item_ring, q_ring;  ///< an item and its rows have the same slot

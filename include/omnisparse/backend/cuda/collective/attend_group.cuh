@@ -66,9 +66,7 @@ struct attend_group {
 #pragma unroll
       for (int e = 0; e < D / 2; ++e) sums[e] = 0.f;
     }
-    int const masked = uniform(item.walk.masked()), tiles = uniform(item.walk.tiles());
-    bool const has_few = !Gathered && uniform(item.few_keys) != 0;
-    if (tiles == 0) return;
+    if (uniform(item.walk.tiles()) == 0) return;
     int part = 0;
     key_range ranges[2] = {seen(0, 0), seen(1, 0)};
     auto const mask = [&](loaded_keys keys_of_tile) {
@@ -94,9 +92,18 @@ struct attend_group {
     } else {
       at.advance();
     }
-    for (int n = 1; n < masked; ++n) step<true>(mask);
-    for (int n = tiles - larger(masked, 1); n > 0; --n) step<false>([](loaded_keys) {});
-    if (has_few) {
+    bool done = false;  // is the first tile behind us?
+#pragma unroll 1
+    for (int p = 0; p < 2; ++p) {
+      int masked = uniform(item.walk.part[p].masked()), plain = uniform(item.walk.part[p].plain());
+      if (!done && masked + plain > 0) {
+        --(masked > 0 ? masked : plain);
+        done = true;
+      }
+      for (; masked > 0; --masked) step<true>(mask);
+      for (; plain > 0; --plain) step<false>([](loaded_keys) {});
+    }
+    if (!Gathered && uniform(item.few_keys) != 0) {
       last_few([&](float(&s)[few / 2]) {
         key_range const sinks[2] = {seen(0, 1), seen(1, 1)};
         mask_scores(s, sinks, 0, lane());

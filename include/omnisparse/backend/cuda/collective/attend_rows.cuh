@@ -19,38 +19,40 @@ __device__ inline void gather_tile(attend_task<T> const& task, attend_item const
                                    Block& shared, int slot, int thread) {
   using tile = typename Block::q_tile;
   constexpr int chunks = D / 8, at_once = 32 / chunks;  // 16-byte chunks of a row; rows of a pass
-  attention_shape const& shape = task.call.shape;
-  int const lane = thread % 32, group = shape.group();
-  sequence_extent const extent{item.q_tokens, item.kv_tokens};
-  std::int64_t const place = task.schedule.begin(shape, item.list) + item.first_row;
+  int const lane = thread % 32;
+  // A warp's rows, 32 at a time: first where they are, then their bytes. Few registers live on.
 #pragma unroll 1
-  for (int first = thread - lane; first < Block::tune.rows(); first += Block::gather_threads) {
-    int const mine = first + lane;
+  for (int r = thread; r < Block::tune.rows(); r += Block::gather_threads) {
     gathered_row row{-1, 0, item.list_size};
-    T const* from = task.call.q.data;
-    if (mine < item.rows) {
-      row = gathered_range(task, extent, place + mine, item.list_size);
-      int const head = item.head + row.row % group, i = row.row / group;
+    T const* from = nullptr;
+    if (r < item.rows) {
+      row = gathered_range(task, {item.q_tokens, item.kv_tokens}, item.place + r, item.list_size);
+      int const group = task.call.shape.group();
+      int const i = row.row / group, head = item.head + row.row - i * group;
       from = task.call.q.at(item.batch, head, i);
       if (task.keys == attend_keys::list && !task.call.out.is_null()) {  // is read at the end
-        T const* const out = task.call.out.at(item.batch, head, i);
-        for (int d = 0; d < D; d += 64) ptx::prefetch(out + d);
+        ptx::prefetch(task.call.out.at(item.batch, head, i));
+        if (D > 64) ptx::prefetch(task.call.out.at(item.batch, head, i, 64));
       }
     }
-    shared.rows[slot][mine] = row;
-    auto const address = reinterpret_cast<unsigned long long>(from);
+    shared.rows[slot][r] = row;
+    shared.sources[r] = from;
+  }
+  __syncwarp();
 #pragma unroll 1
-    for (int n = 0; n < 32; n += at_once) {
-      int const r = n + lane / chunks;
-      unsigned long long const source = __shfl_sync(~0u, address, r);
-      ptx::cp_async_16(shared.q[slot] + tile::offset(first + r, lane % chunks),
-                       reinterpret_cast<T const*>(source) + lane % chunks * 8,
-                       first + r < item.rows ? 16 : 0);
+  for (int first = thread - lane; first < Block::tune.rows(); first += Block::gather_threads) {
+#pragma unroll 4
+    for (int n = lane / chunks; n < 32; n += at_once) {
+      T const* const from = static_cast<T const*>(shared.sources[first + n]);
+      ptx::cp_async_16(shared.q[slot] + tile::offset(first + n, lane % chunks),
+                       from == nullptr ? task.call.q.data : from + lane % chunks * 8,
+                       from == nullptr ? 0 : 16);
     }
   }
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
   ptx::fence_shared_for_async();
+  __syncwarp();  // sources may be overwritten
 }
 
 /// Writes the lse of a warpgroup's rows in order, and puts its part of out where its q rows were,

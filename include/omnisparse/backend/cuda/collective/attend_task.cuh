@@ -6,6 +6,7 @@
 #include <omnisparse/backend/cuda/collective/attend_block.cuh>
 #include <omnisparse/backend/cuda/collective/key_splits.hpp>
 #include <omnisparse/backend/cuda/kernel/gather_rows.cuh>
+#include <omnisparse/backend/cuda/ptx/opaque.cuh>
 #include <omnisparse/backend/cuda/row_schedule.cuh>
 #include <omnisparse/core/call.hpp>
 
@@ -132,21 +133,37 @@ __device__ inline key_range seen_of(gathered_row const& row, attend_item const& 
   return {row.right, item.list_size};
 }
 
-/// Makes item `n` of gathered rows.
+/// How often the tiles of gathered rows are split.
 template <class T>
-__device__ inline void make_gathered_item(attend_task<T> const& task, int n, attend_item& item) {
+__device__ inline int splits_of(attend_task<T> const& task) {
+  return task.keys == attend_keys::list ? 1 : task.splits.count(*task.schedule.tile_count);
+}
+
+/// The row tile of item `n` of gathered rows; of count 0 beyond the last.
+template <class T>
+__device__ inline kernel::row_tile gathered_tile(attend_task<T> const& task, int n) {
+  if (task.keys == attend_keys::list) return tile_of_range(task, row_class::active, n);
+  return task.schedule.tile(task.call.shape, n / splits_of(task));
+}
+
+/// Makes item `n` of gathered rows, from its tile.
+template <class T>
+__device__ inline void make_gathered_item(attend_task<T> const& task, int n,
+                                          kernel::row_tile const& tile, attend_item& item) {
   attention_shape const& shape = task.call.shape;
   bool const listed = task.keys == attend_keys::list;
-  int const splits = listed ? 1 : task.splits.count(*task.schedule.tile_count);
-  kernel::row_tile const tile =
-      listed ? tile_of_range(task, row_class::active, n) : task.schedule.tile(shape, n / splits);
   item = {};
   item.rows = tile.count > 0 ? tile.count : -1;
   if (tile.count == 0) return;
-  int const g = tile.list % shape.kv_heads, c = tile.list / shape.kv_heads % task.schedule.chunks;
-  item.list = tile.list;
-  item.first_row = tile.first;
-  item.batch = tile.list / shape.kv_heads / task.schedule.chunks;
+  // Opaque, or what divides by them is kept in registers from one item to the next.
+  auto const kv_heads = static_cast<int>(ptx::opaque(static_cast<unsigned>(shape.kv_heads)));
+  auto const chunks = static_cast<int>(ptx::opaque(static_cast<unsigned>(task.schedule.chunks)));
+  int const g = tile.list % kv_heads, c = tile.list / kv_heads % chunks;
+  item.batch = tile.list / kv_heads / chunks;
+  item.place =
+      ((std::int64_t{item.batch} * kv_heads + g) * shape.q_tokens + c * task.schedule.chunk_rows) *
+          shape.group() +
+      tile.first;
   item.head = g * shape.group();
   item.key_head = listed ? task.range.list(item.batch, c, g, shape.kv_heads) : g;
   item.key_batch = listed ? 0 : item.batch;
@@ -157,21 +174,23 @@ __device__ inline void make_gathered_item(attend_task<T> const& task, int n, att
     int const kept = clamped(task.plan.kept_counts[tile.list], 0, task.plan.capacity);
     int const skipped = task.schedule.list_begin[tile.list];
     item.list_size = clamped(kept - skipped, 0, task.rows_per_list);
-    if (task.limit == mask::full && !task.call.in.kv_lengths.is_null()) {  // entries that exist
+    if (!task.call.in.kv_lengths.is_null()) {  // entries that exist
       int const* const list = task.plan.kept + std::int64_t{tile.list} * task.plan.capacity;
       item.list_size = kernel::lower_bound(list + skipped, item.list_size, item.kv_tokens);
     }
   }
-  std::int64_t const place = task.schedule.begin(shape, tile.list) + tile.first;
-  gathered_row const first = gathered_range(task, extent, place, item.list_size);
-  gathered_row const last = gathered_range(task, extent, place + tile.count - 1, item.list_size);
-  if (splits > 1) {
+  gathered_row const first = gathered_range(task, extent, item.place, item.list_size);
+  gathered_row const last =
+      gathered_range(task, extent, item.place + tile.count - 1, item.list_size);
+  if (int const splits = splits_of(task); splits > 1) {
     item.slot = n;
     item.keys = key_splits::part(last.left, n % splits, splits, tuning::hopper_keys);
   }
+  // Which rows are active may change between two calls: the tiles of a list stay where they are.
   for (int part = 0; part < 2; ++part) {
+    key_range const low = seen_of(first, item, part), high = seen_of(last, item, part);
     item.walk.part[part] =
-        key_stretch::of(seen_of(first, item, part), seen_of(last, item, part), tuning::hopper_keys);
+        key_stretch::of(low, high, tuning::hopper_keys, listed ? item.list_size : high.end);
   }
 }
 

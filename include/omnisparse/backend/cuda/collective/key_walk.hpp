@@ -20,42 +20,46 @@ struct key_stretch {
   /// The stretch that rows see whose ranges ascend from `first` to `last` at both ends.
   OMNISPARSE_HD static constexpr key_stretch of(key_range first, key_range last,
                                                 int keys) noexcept {
+    return of(first, last, keys, last.end);
+  }
+  /// The same with tiles whole numbers of tiles left of `anchor` >= last.end: where all rows share
+  /// the anchor, a row's tiles do not depend on which rows stand beside it.
+  OMNISPARSE_HD static constexpr key_stretch of(key_range first, key_range last, int keys,
+                                                int anchor) noexcept {
     if ((first.size() == 0 && last.size() == 0) || last.end <= first.begin) return {};
     key_stretch s;
-    s.end = last.end;
-    s.tiles = ceil_div(last.end - first.begin, keys);
-    s.right = smaller(ceil_div(last.end - first.end, keys), s.tiles);
-    s.left = smaller(s.tiles - larger(0, last.end - last.begin) / keys, s.tiles - s.right);
+    s.end = anchor - (anchor - last.end) / keys * keys;
+    s.tiles = ceil_div(s.end - first.begin, keys);
+    s.left = smaller(s.tiles - larger(0, s.end - last.begin) / keys, s.tiles);
+    s.right = smaller(ceil_div(s.end - first.end, keys), s.tiles - s.left);
     return s;
+  }
+
+  /// The first key of tile `n`: those masked at the left end come first, then all others from the
+  /// right: an order in which no tile changes places where `right` is another.
+  OMNISPARSE_HD constexpr int first_key(int n, int keys) const noexcept {
+    int const from_right = n < left ? tiles - 1 - n : n - left;
+    return end - keys * (from_right + 1);
   }
 };
 
-/// All key tiles of a row tile: first those that need a mask, then the plain ones.
+/// All key tiles of a row tile, one part after the other: which of them a row sees, and in which
+/// order, does not depend on what other rows see of the other part.
 struct key_walk {
   key_stretch part[2] = {};
 
-  OMNISPARSE_HD constexpr int masked() const noexcept {
-    return part[0].masked() + part[1].masked();
-  }
-  OMNISPARSE_HD constexpr int plain() const noexcept { return part[0].plain() + part[1].plain(); }
   OMNISPARSE_HD constexpr int tiles() const noexcept { return part[0].tiles + part[1].tiles; }
 
   /// Which part tile `n` of the walk belongs to.
-  OMNISPARSE_HD constexpr int part_of(int n) const noexcept {
-    int const m = masked();
-    return n < m ? n >= part[0].masked() : n - m >= part[0].plain();
-  }
+  OMNISPARSE_HD constexpr int part_of(int n) const noexcept { return n >= part[0].tiles; }
   /// The first key of tile `n`; may be negative.
   OMNISPARSE_HD constexpr int first_key(int n, int keys) const noexcept {
-    int const m = masked();
-    bool const plain = n >= m;
-    int const which = part_of(n);
-    key_stretch const& s = part[which];
-    int t = plain ? n - m : n;
-    if (which == 1) t -= plain ? part[0].plain() : part[0].masked();
-    // Tiles count from the right: masked ones at the right end, then those at the left end.
-    int const from_right = plain ? s.right + t : t < s.right ? t : t + s.plain();
-    return s.end - keys * (from_right + 1);
+    return part_of(n) == 0 ? part[0].first_key(n, keys)
+                           : part[1].first_key(n - part[0].tiles, keys);
+  }
+  /// Must some row's scores of tile `n` be masked?
+  OMNISPARSE_HD constexpr bool is_masked(int n) const noexcept {
+    return part_of(n) == 0 ? n < part[0].masked() : n - part[0].tiles < part[1].masked();
   }
 };
 

@@ -4,6 +4,7 @@
 
 #include <omnisparse/backend/cuda/collective/attend_group.cuh>
 #include <omnisparse/backend/cuda/collective/attend_rows.cuh>
+#include <omnisparse/backend/cuda/ptx/opaque.cuh>
 
 namespace omnisparse::kernel {
 
@@ -19,18 +20,28 @@ template <int D, bool Gathered, bool Values>
 inline constexpr int attend_shared_bytes =
     static_cast<int>(sizeof(collective::attend_block<D, Gathered, Values>)) + 1024;
 
+/// The same object, from where the compiler cannot tell: it computes addresses anew in each round
+/// of a loop, in place of keeping all of them in the few registers of a producer.
+template <class Object>
+__device__ __forceinline__ Object& anew(Object& x) {
+  return *reinterpret_cast<Object*>(reinterpret_cast<char*>(&x) + ptx::opaque(0));
+}
+
 /// Warp 1 of the producer: takes items from the counter until none is left. One thread.
 template <bool Gathered, int D, class Block, class T>
-__device__ __forceinline__ void make_items(Block& shared, collective::attend_task<T> const& task) {
+__device__ __forceinline__ void make_items(Block& block, collective::attend_task<T> const& task) {
   collective::ring_place<tuning::hopper_item_slots> at;
   for (;; at.advance()) {
-    shared.item_ring.wait_empty(at);
+    anew(block).item_ring.wait_empty(at);
     int const n = atomicAdd(task.counter, 1);
-    collective::attend_item& item = shared.items[at.slot];
-    if constexpr (Gathered) collective::make_gathered_item(task, n, item);
-    else collective::make_ordered_item(task, n, Block::tune.rows(), item);
-    bool const over = item.rows < 0;
-    shared.item_ring.full[at.slot].arrive();
+    if constexpr (Gathered) {
+      row_tile const tile = collective::gathered_tile(task, n);
+      collective::make_gathered_item(task, n, tile, anew(block).items[at.slot]);
+    } else {
+      collective::make_ordered_item(task, n, Block::tune.rows(), block.items[at.slot]);
+    }
+    bool const over = block.items[at.slot].rows < 0;
+    anew(block).item_ring.full[at.slot].arrive();
     if (over) return;
   }
 }
@@ -125,15 +136,15 @@ __device__ __forceinline__ void store_items(Block& shared, attend_maps const& ma
 
 /// Warps 2 and 3 of the producer: gather the rows of each item.
 template <int D, class Block, class T>
-__device__ __forceinline__ void gather_items(Block& shared,
-                                             collective::attend_task<T> const& task) {
-  int const thread = static_cast<int>(threadIdx.x) - 64;
+__device__ __forceinline__ void gather_items(Block& block, collective::attend_task<T> const& task) {
   collective::ring_place<tuning::hopper_item_slots> at;
   for (;; at.advance()) {
+    Block& shared = anew(block);
     shared.item_ring.wait_full(at);
     collective::attend_item const& item = shared.items[at.slot];
     if (item.rows < 0) return;
     shared.q_ring.wait_empty(at);
+    int const thread = static_cast<int>(ptx::opaque(threadIdx.x)) - 64;
     collective::gather_tile<T, D>(task, item, shared, at.slot, thread);
     shared.q_ring.full[at.slot].arrive();
     shared.item_ring.empty[at.slot].arrive();
