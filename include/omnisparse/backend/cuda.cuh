@@ -82,13 +82,6 @@ struct engine<backend::cuda> {
                                    std::same_as<decltype(Policies::budget), budget::dense>;
   template <class Policies>
   static constexpr bool rescues = !std::same_as<decltype(Policies::rescue), rescue::none>;
-  template <class Policies>
-  static constexpr bool wants_far =
-      std::same_as<observed<decltype(Policies::selector)>, observation::near_and_far>;
-  template <class Policies>
-  static constexpr bool wants_coverage =
-      std::same_as<observed<decltype(Policies::rescue)>, observation::coverage>;
-
   // The memory of a call, whichever path it takes.
   template <class T, class Policies>
   struct memory {
@@ -176,14 +169,12 @@ struct engine<backend::cuda> {
   static status decide(Path const& path, Policies const& p, attention_call<T, device> const& call,
                        plan_view<device> const& plan, memory<T, Policies> const& m,
                        lse_view<T, device> const& lse, cudaStream_t on) noexcept {
-    constexpr bool far_first = !Path::attends && !wants_coverage<Policies>;
+    using wants = launch::observes<Policies>;
+    constexpr bool needs_far = Path::attends || wants::coverage;  // what the rescue looks at
     status s;
-    if constexpr (Path::attends || wants_far<Policies> || wants_coverage<Policies>) {
-      s = path.near(call, p.near, p.limit, lse, on);
-    }
+    if constexpr (needs_far || wants::far) s = path.near(call, p.near, p.limit, lse, on);
     if (s.ok()) {
-      if constexpr (wants_far<Policies>)
-        s = launch::classify_far(call, p, lse, plan, m.observe, on);
+      if constexpr (wants::far) s = launch::classify_far(call, p, lse, plan, m.observe, on);
       else s = launch::classify(call, p, plan, m.observe, on);
     }
     for (int first = 0; s.ok() && first < plan.chunks(); first += m.range.count) {
@@ -191,7 +182,7 @@ struct engine<backend::cuda> {
       s = launch::probe(call, p, plan, range, m.scores, m.observe, on);
       if (s.ok()) s = launch::select(call, p, plan, range, m.scores, m.select, on);
     }
-    if constexpr (!far_first) {
+    if constexpr (needs_far) {
       if (s.ok()) s = path.far(call, p.near, p.limit, plan, lse, on);
     }
     if constexpr (rescues<Policies>) {

@@ -29,57 +29,48 @@ struct path_memory {
   }
 };
 
-/// The Hopper kernels: TMA, wgmma, packed lists.
-template <class T, int D, bool Values = true>
-struct hopper_path {
+/// The stages of attention by one set of kernels: Hopper's (TMA, wgmma, packed lists), or the
+/// portable ones (mma.sync), for every GPU from compute capability 8.0 on and every layout. Without
+/// Values only lse is written.
+template <class T, int D, bool Hopper, bool Values = true>
+struct attend_path {
   static constexpr bool attends = Values;
-  hopper_memory<T> memory;
+  path_memory<T> memory;
 
-  constexpr auto keys_only() const noexcept { return hopper_path<T, D, false>{memory}; }
+  constexpr auto keys_only() const noexcept { return attend_path<T, D, Hopper, false>{memory}; }
   status near(attention_call<T, device> const& call, near_field const& field, mask limit,
               lse_view<T, device> const& lse, cudaStream_t on) const noexcept {
-    return hopper_near<T, D, Values>(call, field, limit, lse, memory, on);
+    if constexpr (Hopper) {
+      return hopper_near<T, D, Values>(call, field, limit, lse, memory.hopper, on);
+    } else {
+      return portable_near<T, D, Values>(call, field, limit, lse, memory.portable, on);
+    }
   }
   status dense(attention_call<T, device> const& call, mask limit, lse_view<T, device> const& lse,
                cudaStream_t on) const noexcept {
-    return hopper_dense<T, D, Values>(call, limit, lse, memory, on);
+    if constexpr (Hopper) {
+      return hopper_dense<T, D, Values>(call, limit, lse, memory.hopper, on);
+    } else {
+      return portable_dense<T, D, Values>(call, limit, lse, memory.portable, on);
+    }
   }
   status far(attention_call<T, device> const& call, near_field const& field, mask limit,
              plan_view<device> const& plan, lse_view<T, device> const& lse,
              cudaStream_t on) const noexcept {
-    return hopper_far<T, D, Values>(call, field, limit, plan, lse, memory, on);
+    if constexpr (Hopper) {
+      return hopper_far<T, D, Values>(call, field, limit, plan, lse, memory.hopper, on);
+    } else {
+      return portable_far<T, D, Values>(call, field, limit, plan, lse, memory.portable, on);
+    }
   }
   status rescued(attention_call<T, device> const& call, near_field const& field, mask limit,
                  plan_view<device> const& plan, lse_view<T, device> const& lse,
                  cudaStream_t on) const noexcept {
-    return hopper_rescued<T, D, Values>(call, field, limit, plan, lse, memory, on);
-  }
-};
-
-/// The mma.sync kernels, for every GPU from compute capability 8.0 on and every layout.
-template <class T, int D, bool Values = true>
-struct portable_path {
-  static constexpr bool attends = Values;
-  portable_memory<T> memory;
-
-  constexpr auto keys_only() const noexcept { return portable_path<T, D, false>{memory}; }
-  status near(attention_call<T, device> const& call, near_field const& field, mask limit,
-              lse_view<T, device> const& lse, cudaStream_t on) const noexcept {
-    return portable_near<T, D, Values>(call, field, limit, lse, memory, on);
-  }
-  status dense(attention_call<T, device> const& call, mask limit, lse_view<T, device> const& lse,
-               cudaStream_t on) const noexcept {
-    return portable_dense<T, D, Values>(call, limit, lse, memory, on);
-  }
-  status far(attention_call<T, device> const& call, near_field const& field, mask limit,
-             plan_view<device> const& plan, lse_view<T, device> const& lse,
-             cudaStream_t on) const noexcept {
-    return portable_far<T, D, Values>(call, field, limit, plan, lse, memory, on);
-  }
-  status rescued(attention_call<T, device> const& call, near_field const& field, mask limit,
-                 plan_view<device> const& plan, lse_view<T, device> const& lse,
-                 cudaStream_t on) const noexcept {
-    return portable_rescued<T, D, Values>(call, field, limit, plan, lse, memory, on);
+    if constexpr (Hopper) {
+      return hopper_rescued<T, D, Values>(call, field, limit, plan, lse, memory.hopper, on);
+    } else {
+      return portable_rescued<T, D, Values>(call, field, limit, plan, lse, memory.portable, on);
+    }
   }
 };
 
@@ -131,17 +122,17 @@ status with_path(backend::cuda_path wanted, attention_call<T, device> const& cal
   } else {
     if constexpr (!std::same_as<T, float>) {
       if (choice.hopper && hopper_can_read(call)) {
-        return call.shape.dim == 64 ? act(hopper_path<T, 64>{m.hopper})
-                                    : act(hopper_path<T, 128>{m.hopper});
+        return call.shape.dim == 64 ? act(attend_path<T, 64, true>{m})
+                                    : act(attend_path<T, 128, true>{m});
       }
     }
     switch (call.shape.dim) {
       case 64:
-        return act(portable_path<T, 64>{m.portable});
+        return act(attend_path<T, 64, false>{m});
       case 128:
-        return act(portable_path<T, 128>{m.portable});
+        return act(attend_path<T, 128, false>{m});
       default:
-        return act(portable_path<T, 256>{m.portable});
+        return act(attend_path<T, 256, false>{m});
     }
   }
 }
