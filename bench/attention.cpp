@@ -1,5 +1,5 @@
-// Dense and sparse prefill on the CPU. `useful` counts visible pairs only; `ratio` compares a sparse
-// case with its density times the dense time of the same run, plus 2 % of it.
+// Dense and sparse prefill on the CPU. `useful` counts visible pairs only; `ratio` compares a
+// sparse case with its density times the dense time of the same run, plus 2 % of it.
 #include <omnisparse/presets.hpp>
 #include <omnisparse/testing/plans.hpp>
 #include <omnisparse/testing/random.hpp>
@@ -20,12 +20,13 @@ attention_shape shape_of_case(benchmark::State const& state) {
 }
 
 double flops(attention_shape const& s) {
-  return 2.0 * s.dim * s.q_heads * static_cast<double>(s.q_tokens) * static_cast<double>(s.kv_tokens);
+  return 2.0 * s.dim * s.q_heads * static_cast<double>(s.q_tokens) *
+         static_cast<double>(s.kv_tokens);
 }
 
 std::vector<float> make_out(attention_shape const& s) {
-  return std::vector<float>(static_cast<std::size_t>(s.q_heads) * static_cast<std::size_t>(s.q_tokens) *
-                            static_cast<std::size_t>(s.dim));
+  return std::vector<float>(static_cast<std::size_t>(s.q_heads) *
+                            static_cast<std::size_t>(s.q_tokens) * static_cast<std::size_t>(s.dim));
 }
 
 /// Seconds of the fastest of three dense calls; measured once a shape.
@@ -40,8 +41,10 @@ double dense_seconds(testing::tensors<float> const& t) {
   for (int n = 0; n < 3; ++n) {
     auto const start = std::chrono::steady_clock::now();
     or_throw(attend(t.q_view(), t.k_view(), t.v_view(),
-                    tensor_view(out.data(), {1, t.shape.q_heads, t.shape.q_tokens, t.shape.dim}), memory));
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+                    tensor_view(out.data(), {1, t.shape.q_heads, t.shape.q_tokens, t.shape.dim}),
+                    memory));
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return best;
 }
@@ -53,18 +56,21 @@ void dense(benchmark::State& state) {
   auto const attend = attention{backend::cpu{}};
   workspace<> memory(attend.workspace_bytes(s));
   for (auto _ : state) {
-    or_throw(attend(t.q_view(), t.k_view(), t.v_view(), tensor_view(out.data(), {1, s.q_heads, s.q_tokens, s.dim}), memory));
+    or_throw(attend(t.q_view(), t.k_view(), t.v_view(),
+                    tensor_view(out.data(), {1, s.q_heads, s.q_tokens, s.dim}), memory));
   }
-  state.counters["GFLOP/s"] = benchmark::Counter(flops(s) / 1e9, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(flops(s) / 1e9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-/// A random plan: 60 % of the rows active, a window of range(3), lists of range(4) rows, as long as a
-/// density of about range(2) percent asks for.
+/// A random plan: 60 % of the rows active, a window of range(3), lists of range(4) rows, as long as
+/// a density of about range(2) percent asks for.
 void sparse_attend(benchmark::State& state) {
   attention_shape const s = shape_of_case(state);
   auto const t = testing::random_tensors<float>(s, 1);
   double const wanted = static_cast<double>(state.range(2)) / 100;
-  auto const attend = attention{backend::cpu{}}.with(near_field{.window = static_cast<int>(state.range(3)), .sinks = 4});
+  auto const attend = attention{backend::cpu{}}.with(
+      near_field{.window = static_cast<int>(state.range(3)), .sinks = 4});
   attention_plan<> const plan(s, chunk{static_cast<int>(state.range(4))});
   auto const view = plan.view();
   testing::generator g(3);
@@ -72,11 +78,13 @@ void sparse_attend(benchmark::State& state) {
   double const near_share = 2.0 * static_cast<double>(state.range(3)) / s.kv_tokens;
   double const keep = std::max(0.0, (wanted - near_share) / active);
   for (std::int64_t n = 0; n < view.row_count(); ++n) {
-    view.rows[n] = g.uniform() * 0.5f + 0.5f < static_cast<float>(active) ? row_class::active : row_class::lazy;
+    view.rows[n] = g.uniform() * 0.5f + 0.5f < static_cast<float>(active) ? row_class::active
+                                                                          : row_class::lazy;
   }
   for (std::int64_t l = 0; l < view.list_count(); ++l) {
     for (int j = 0; j < s.kv_tokens; ++j) {
-      if (g.uniform() * 0.5f + 0.5f < static_cast<float>(keep)) view.kept[l * view.capacity + view.kept_counts[l]++] = j;
+      if (g.uniform() * 0.5f + 0.5f < static_cast<float>(keep))
+        view.kept[l * view.capacity + view.kept_counts[l]++] = j;
     }
   }
   double const base = dense_seconds(t);
@@ -86,8 +94,10 @@ void sparse_attend(benchmark::State& state) {
   double best = 1e9;
   for (auto _ : state) {
     auto const start = std::chrono::steady_clock::now();
-    or_throw(attend.run(t.q_view(), t.k_view(), t.v_view(), plan, tensor_view(out.data(), {1, s.q_heads, s.q_tokens, s.dim}), memory));
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    or_throw(attend.run(t.q_view(), t.k_view(), t.v_view(), plan,
+                        tensor_view(out.data(), {1, s.q_heads, s.q_tokens, s.dim}), memory));
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   state.counters["density"] = density;
   state.counters["of_dense"] = best / base;
@@ -108,11 +118,13 @@ void planning(benchmark::State& state) {
   auto const timed = [](double& best, auto const& call) {
     auto const start = std::chrono::steady_clock::now();
     or_throw(call());
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   };
   for (auto _ : state) {
     timed(plan_best, [&] { return attend.plan(t.q_view(), t.k_view(), plan, memory); });
-    timed(run_best, [&] { return attend.run(t.q_view(), t.k_view(), t.v_view(), plan, outs, memory); });
+    timed(run_best,
+          [&] { return attend.run(t.q_view(), t.k_view(), t.v_view(), plan, outs, memory); });
     timed(call_best, [&] { return attend(t.q_view(), t.k_view(), t.v_view(), outs, memory); });
   }
   state.counters["density"] = summarize(plan, attend.policies().near, mask::causal).density;
@@ -132,7 +144,8 @@ void shapes(benchmark::internal::Benchmark* b) {
 BENCHMARK(dense)->Apply(shapes);
 BENCHMARK(sparse_attend)
     ->ArgsProduct({{64}, {16384}, {5, 10, 20, 30, 50}, {256}, {2048}})
-    ->ArgsProduct({{64}, {4096, 8192}, {5, 10, 20}, {64}, {512, 2048}})  // the hard end: small tiles
+    ->ArgsProduct(
+        {{64}, {4096, 8192}, {5, 10, 20}, {64}, {512, 2048}})  // the hard end: small tiles
     ->ArgsProduct({{128}, {8192}, {5, 10, 20, 50}, {128}, {2048}})
     ->ArgNames({"D", "N", "percent", "window", "chunk"})
     ->Unit(benchmark::kMillisecond)

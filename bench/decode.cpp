@@ -27,7 +27,8 @@ double read_bandwidth(std::size_t bytes) {
     auto const start = std::chrono::steady_clock::now();
     std::vector<float> sums(static_cast<std::size_t>(threads) * 32);
     cpu::parallel_for(threads, static_cast<long long>(pieces), [&](long long n, int t) {
-      Eigen::Map<Eigen::ArrayXf const> const part(data.data() + static_cast<std::size_t>(n) * piece, piece);
+      Eigen::Map<Eigen::ArrayXf const> const part(data.data() + static_cast<std::size_t>(n) * piece,
+                                                  piece);
       sums[static_cast<std::size_t>(t) * 32] += part.sum();
     });
     benchmark::DoNotOptimize(sums.data());
@@ -49,7 +50,8 @@ void decode(benchmark::State& state) {
   int const dim = static_cast<int>(state.range(0)), tokens = static_cast<int>(state.range(1));
   int const heads = dim == 64 ? 9 : 28, kv_heads = dim == 64 ? 3 : 4;
   auto const t = testing::random_tensors<T>({1, heads, kv_heads, 1, tokens, dim}, 1);
-  kv_cache<backend::cpu, T> cache({.sequences = 1, .kv_heads = kv_heads, .dim = dim, .max_tokens = tokens});
+  kv_cache<backend::cpu, T> cache(
+      {.sequences = 1, .kv_heads = kv_heads, .dim = dim, .max_tokens = tokens});
   int sequence = 0;
   or_throw(cache.add(sequence));
   auto const of = [&](tensor_view<T const> const& x) {
@@ -74,8 +76,8 @@ void decode(benchmark::State& state) {
   }
   double cached = 1e9;
   for (int n = 0; n < 20; ++n) cached = std::min(cached, step());
-  // best_ms is the fastest step. of_floor: times the floor, at the bandwidth of an array larger than
-  // the caches; of_same_size: at that of an array as large as the keys and values.
+  // best_ms is the fastest step. of_floor: times the floor, at the bandwidth of an array larger
+  // than the caches; of_same_size: at that of an array as large as the keys and values.
   double const bytes = 2.0 * kv_heads * tokens * dim * static_cast<double>(sizeof(T));
   double const same = read_bandwidth(static_cast<std::size_t>(bytes));
   state.counters["best_ms"] = best * 1e3;
@@ -88,7 +90,11 @@ void decode(benchmark::State& state) {
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
-  b->Args({64, 32768})->Args({64, 131072})->Args({128, 32768})->Args({128, 65536})->Args({128, 131072});
+  b->Args({64, 32768})
+      ->Args({64, 131072})
+      ->Args({128, 32768})
+      ->Args({128, 65536})
+      ->Args({128, 131072});
   b->ArgNames({"D", "N"})->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(0.4);
 }
 

@@ -6,10 +6,11 @@ namespace {
 
 template <class T>
 void check_shapes(std::uint64_t seed) {
-  attention_shape const shapes[] = {
-      {1, 1, 1, 1, 1, 8},     {1, 3, 1, 33, 33, 16},   {2, 4, 2, 96, 97, 64},  {1, 7, 1, 31, 64, 40},
-      {1, 2, 2, 65, 130, 24}, {1, 6, 2, 200, 300, 32}, {2, 2, 1, 40, 17, 8},   {1, 4, 4, 100, 257, 128},
-      {1, 1, 1, 5, 513, 256}, {1, 16, 1, 13, 31, 16}};
+  attention_shape const shapes[] = {{1, 1, 1, 1, 1, 8},     {1, 3, 1, 33, 33, 16},
+                                    {2, 4, 2, 96, 97, 64},  {1, 7, 1, 31, 64, 40},
+                                    {1, 2, 2, 65, 130, 24}, {1, 6, 2, 200, 300, 32},
+                                    {2, 2, 1, 40, 17, 8},   {1, 4, 4, 100, 257, 128},
+                                    {1, 1, 1, 5, 513, 256}, {1, 16, 1, 13, 31, 16}};
   near_field const nears[] = {{0, 0}, {1, 0}, {16, 4}, {31, 1}, {64, 0}, {5, 300}, {1000, 3}};
   int const chunks[] = {0, 1, 7, 32, 64};
   testing::generator g(seed);
@@ -38,7 +39,8 @@ void check_shapes(std::uint64_t seed) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("the fast path equals the oracles on any plan", T, float, double, bfloat16, half) {
+TEST_CASE_TEMPLATE("the fast path equals the oracles on any plan", T, float, double, bfloat16,
+                   half) {
   check_shapes<T>(17 + sizeof(T));
 }
 
@@ -61,15 +63,22 @@ TEST_CASE("NaN and infinity reach only the rows that see them") {
       auto const clean = testing::random_tensors<float>(s, 5);
       auto dirty = clean;
       int const at = 90;
-      for (int d = 0; d < s.dim; ++d) (in_v ? dirty.v : dirty.k)[static_cast<std::size_t>(at * s.dim + d)] = bad;
+      for (int d = 0; d < s.dim; ++d)
+        (in_v ? dirty.v : dirty.k)[static_cast<std::size_t>(at * s.dim + d)] = bad;
       attention_plan<> const plan(s, chunk{40});
       testing::fill_plan(plan, testing::plan_kind::random, 2);
       near_field const near{10, 2};
       auto const attend = attention{backend::cpu{}}.with(near);
       workspace<> memory(attend.workspace_bytes(s));
       testing::result<float> a(s), b(s);
-      REQUIRE(attend.run(clean.q_view(), clean.k_view(), clean.v_view(), plan, a.out_view, a.lses, memory).ok());
-      REQUIRE(attend.run(dirty.q_view(), dirty.k_view(), dirty.v_view(), plan, b.out_view, b.lses, memory).ok());
+      REQUIRE(
+          attend
+              .run(clean.q_view(), clean.k_view(), clean.v_view(), plan, a.out_view, a.lses, memory)
+              .ok());
+      REQUIRE(
+          attend
+              .run(dirty.q_view(), dirty.k_view(), dirty.v_view(), plan, b.out_view, b.lses, memory)
+              .ok());
       int unseen = 0;
       for (int h = 0; h < 3; ++h) {
         auto const m = oracle::mask_of(plan, 10, 2, true, 0, h, 150, 150);
@@ -132,10 +141,13 @@ TEST_CASE("a prefill cut at chunk borders equals one call") {
                                               {x.stride(0), x.stride(1), x.stride(2), 1});
     };
     auto const keys = [&, l = last](tensor_view<float const> const& x) {
-      return tensor_view<float const>(x.data, {1, 2, l, 16}, {x.stride(0), x.stride(1), x.stride(2), 1});
+      return tensor_view<float const>(x.data, {1, 2, l, 16},
+                                      {x.stride(0), x.stride(1), x.stride(2), 1});
     };
     lse_view<float> const lses(cut.lses.at(0, 0, first), {1, 4, last - first}, {1024, 256, 1});
-    REQUIRE(attend(rows(t.q_view(), 4), keys(t.k_view()), keys(t.v_view()), rows(cut.out_view, 4), lses, memory).ok());
+    REQUIRE(attend(rows(t.q_view(), 4), keys(t.k_view()), keys(t.v_view()), rows(cut.out_view, 4),
+                   lses, memory)
+                .ok());
   }
   CHECK(testing::compare(cut.out, whole.out).largest < 1e-6);
 }

@@ -9,11 +9,16 @@ namespace {
 // A cache with visual tokens, then text, some visual ones dropped; both backends against a mask in
 // double over what is stored.
 template <class T>
-void check_decode(int heads, int kv_heads, int dim, int tokens, float threshold, bool any, std::uint64_t seed) {
+void check_decode(int heads, int kv_heads, int dim, int tokens, float threshold, bool any,
+                  std::uint64_t seed) {
   testing::generator g(seed);
   attention_shape const s{1, heads, kv_heads, 1, tokens, dim};
   auto const t = testing::random_tensors<T>(s, seed, 1.5f);
-  kv_cache_options const options{.sequences = 2, .kv_heads = kv_heads, .dim = dim, .max_tokens = tokens + 8, .page_tokens = 16};
+  kv_cache_options const options{.sequences = 2,
+                                 .kv_heads = kv_heads,
+                                 .dim = dim,
+                                 .max_tokens = tokens + 8,
+                                 .page_tokens = 16};
   kv_cache<backend::cpu, T> fast(options);
   kv_cache<backend::reference, T> slow(options);
   int unused = 0, sequence = 0;
@@ -22,13 +27,18 @@ void check_decode(int heads, int kv_heads, int dim, int tokens, float threshold,
   REQUIRE(fast.add(sequence).ok());
   REQUIRE(slow.add(sequence).ok());
   auto const part = [&](auto const& x, int first, int last) {
-    return tensor_view<T const, host, 3>(x.at(0, 0, first), {kv_heads, last - first, dim}, {x.stride(1), x.stride(2), 1});
+    return tensor_view<T const, host, 3>(x.at(0, 0, first), {kv_heads, last - first, dim},
+                                         {x.stride(1), x.stride(2), 1});
   };
   int const visual = tokens * 3 / 4;
   auto const kind_of = [&](int j) { return j < visual ? segment::visual : segment::text; };
   for (auto const& [first, last] : {std::pair{0, visual}, std::pair{visual, tokens}}) {
-    REQUIRE(fast.append(sequence, part(t.k_view(), first, last), part(t.v_view(), first, last), kind_of(first)).ok());
-    REQUIRE(slow.append(sequence, part(t.k_view(), first, last), part(t.v_view(), first, last), kind_of(first)).ok());
+    REQUIRE(fast.append(sequence, part(t.k_view(), first, last), part(t.v_view(), first, last),
+                        kind_of(first))
+                .ok());
+    REQUIRE(slow.append(sequence, part(t.k_view(), first, last), part(t.v_view(), first, last),
+                        kind_of(first))
+                .ok());
   }
   auto const keeps = [](int head, int j) { return (j * 7 + head) % 3 != 0; };
   REQUIRE(fast.keep_if(sequence, keeps).ok());
@@ -40,7 +50,9 @@ void check_decode(int heads, int kv_heads, int dim, int tokens, float threshold,
   testing::result<T> x(s), y(s);
   tensor_view<int const, host, 1> const ids(&sequence, {1});
   std::vector<unsigned char> memory(a.decode_workspace_bytes(fast, 1, heads), 0xff);
-  REQUIRE(a.decode(t.q_view(), fast, x.out_view, x.lses, workspace_view<>{memory.data(), memory.size()}, ids).ok());
+  REQUIRE(a.decode(t.q_view(), fast, x.out_view, x.lses,
+                   workspace_view<>{memory.data(), memory.size()}, ids)
+              .ok());
   REQUIRE(b.decode(t.q_view(), slow, y.out_view, y.lses, workspace<>{}, ids).ok());
   CHECK(testing::within_rule<T>(testing::compare(x.out, y.out)));
   CHECK(testing::compare(x.lse, y.lse).largest < 1e-4);
@@ -48,18 +60,22 @@ void check_decode(int heads, int kv_heads, int dim, int tokens, float threshold,
   std::vector<double> oracle_out;
   for (int h = 0; h < heads; ++h) {
     int const group = heads / kv_heads, kv = h / group;
-    auto const fetches = [&](int head) {  // the classifier, written out: mean of all keys but the first
-      double on_first = 0, on_mean = 0;
-      for (int d = 0; d < dim; ++d) {
-        double const q = static_cast<double>(t.q_view()(0, head, 0, d));
-        on_first += q * static_cast<double>(t.k_view()(0, kv, 0, d));
-        for (int j = 1; j < tokens; ++j) on_mean += q * static_cast<double>(t.k_view()(0, kv, j, d)) / (tokens - 1);
-      }
-      double const root = std::sqrt(static_cast<double>(dim));
-      return tokens > 1 && 1 / (1 + std::exp((on_first - on_mean) / root)) > static_cast<double>(threshold);
-    };
+    auto const fetches =
+        [&](int head) {  // the classifier, written out: mean of all keys but the first
+          double on_first = 0, on_mean = 0;
+          for (int d = 0; d < dim; ++d) {
+            double const q = static_cast<double>(t.q_view()(0, head, 0, d));
+            on_first += q * static_cast<double>(t.k_view()(0, kv, 0, d));
+            for (int j = 1; j < tokens; ++j)
+              on_mean += q * static_cast<double>(t.k_view()(0, kv, j, d)) / (tokens - 1);
+          }
+          double const root = std::sqrt(static_cast<double>(dim));
+          return tokens > 1 &&
+                 1 / (1 + std::exp((on_first - on_mean) / root)) > static_cast<double>(threshold);
+        };
     bool reads = fetches(h);
-    for (int other = kv * group; any && other < (kv + 1) * group; ++other) reads = reads || fetches(other);
+    for (int other = kv * group; any && other < (kv + 1) * group; ++other)
+      reads = reads || fetches(other);
     oracle::matrix mask = oracle::matrix::Zero(1, tokens), out;
     for (int j = 0; j < tokens; ++j) {
       bool const stored = kind_of(j) == segment::text || keeps(kv, j);
@@ -71,12 +87,14 @@ void check_decode(int heads, int kv_heads, int dim, int tokens, float threshold,
     for (int d = 0; d < dim; ++d) oracle_out.push_back(out(0, d));
   }
   auto const d = testing::compare(x.out, oracle_out);
-  CHECK_MESSAGE(testing::within_rule<T>(d), "tokens " << tokens << " dim " << dim << " largest " << d.largest);
+  CHECK_MESSAGE(testing::within_rule<T>(d),
+                "tokens " << tokens << " dim " << dim << " largest " << d.largest);
 }
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("decode equals the oracles on a slimmed cache, fetched or not", T, float, double, bfloat16, half) {
+TEST_CASE_TEMPLATE("decode equals the oracles on a slimmed cache, fetched or not", T, float, double,
+                   bfloat16, half) {
   std::uint64_t seed = 3;
   for (int tokens : {1, 15, 16, 17, 130, 700}) {
     for (float const threshold : {0.f, 0.5f, 1.f}) {
@@ -102,12 +120,14 @@ TEST_CASE("decode is the last row of a prefill") {
   REQUIRE(cache.add(sequence).ok());
   auto const plan = attend.make_plan(s);
   REQUIRE(attend.slim(t.k_view(), t.v_view(), plan, cache, sequence).ok());
-  tensor_view<float const> const q(t.q_view().at(0, 0, 89), {1, 6, 1, 32}, {6 * 90 * 32, 90 * 32, 32, 1});
+  tensor_view<float const> const q(t.q_view().at(0, 0, 89), {1, 6, 1, 32},
+                                   {6 * 90 * 32, 90 * 32, 32, 1});
   workspace<> small(attend.decode_workspace_bytes(cache, 1, 6));
   REQUIRE(attend.decode(q, cache, step.out_view, step.lses, small).ok());
   for (int h = 0; h < 6; ++h) {
     for (int d = 0; d < 32; ++d) {
-      CHECK(step.out_view(0, h, 0, d) == doctest::Approx(prefill.out_view(0, h, 89, d)).epsilon(1e-5));
+      CHECK(step.out_view(0, h, 0, d) ==
+            doctest::Approx(prefill.out_view(0, h, 89, d)).epsilon(1e-5));
     }
     CHECK(step.lses(0, h, 0) == doctest::Approx(prefill.lses(0, h, 89)).epsilon(1e-5));
   }
@@ -130,22 +150,29 @@ void check_ragged(int group, int kv_heads, int dim, int page_tokens, std::uint64
   testing::generator g(seed);
   std::vector<int> const lengths = {0, 1, 210, page_tokens, 2 * page_tokens + 1};
   int const batch = static_cast<int>(lengths.size()), heads = group * kv_heads;
-  kv_cache_options const options{.sequences = batch, .kv_heads = kv_heads, .dim = dim, .max_tokens = 420, .page_tokens = page_tokens};
+  kv_cache_options const options{.sequences = batch,
+                                 .kv_heads = kv_heads,
+                                 .dim = dim,
+                                 .max_tokens = 420,
+                                 .page_tokens = page_tokens};
   kv_cache<backend::cpu, T> fast(options);
   kv_cache<backend::reference, T> slow(options);
   T const nan = static_cast<T>(static_cast<accumulator_t<T>>(__builtin_nanf("")));
   auto const poison = [&](auto const& cache) {
     std::ptrdiff_t const size = std::ptrdiff_t{cache.pages()} * page_tokens * dim;
     std::ptrdiff_t const slack = static_cast<std::ptrdiff_t>(kv_cache_slack / sizeof(T));
-    std::vector<T> keys(cache.ref().keys, cache.ref().keys + size), values(cache.ref().values, cache.ref().values + size);
+    std::vector<T> keys(cache.ref().keys, cache.ref().keys + size),
+        values(cache.ref().values, cache.ref().values + size);
     std::fill_n(cache.ref().keys, size + slack, nan);
     std::fill_n(cache.ref().values, size + slack, nan);
     for (int s = 0; s < batch; ++s) {
-      for (std::int64_t lane = cache.ref().lane(s, 0, segment::text); lane < cache.ref().lane(s + 1, 0, segment::text); ++lane) {
+      for (std::int64_t lane = cache.ref().lane(s, 0, segment::text);
+           lane < cache.ref().lane(s + 1, 0, segment::text); ++lane) {
         for (int n = 0; n < cache.ref().stored[lane]; ++n) {
           int const page = cache.ref().page(lane, n / page_tokens), slot = n % page_tokens;
           for (int d = 0; d < dim; ++d) {
-            std::ptrdiff_t const key = cache.ref().keys_at(page, slot) + d * page_tokens - cache.ref().keys;
+            std::ptrdiff_t const key =
+                cache.ref().keys_at(page, slot) + d * page_tokens - cache.ref().keys;
             std::ptrdiff_t const value = cache.ref().values_at(page, slot) + d - cache.ref().values;
             cache.ref().keys[key] = keys[static_cast<std::size_t>(key)];
             cache.ref().values[value] = values[static_cast<std::size_t>(value)];
@@ -156,7 +183,8 @@ void check_ragged(int group, int kv_heads, int dim, int page_tokens, std::uint64
   };
   std::vector<int> ids(lengths.size());
   for (std::size_t n = 0; n < lengths.size(); ++n) {
-    auto const t = testing::random_tensors<T>({1, heads, kv_heads, 1, std::max(1, lengths[n]), dim}, seed + n);
+    auto const t =
+        testing::random_tensors<T>({1, heads, kv_heads, 1, std::max(1, lengths[n]), dim}, seed + n);
     REQUIRE(fast.add(ids[n]).ok());
     REQUIRE(slow.add(ids[n]).ok());
     // One by one and in blocks, visual and text by turns.
@@ -164,7 +192,8 @@ void check_ragged(int group, int kv_heads, int dim, int page_tokens, std::uint64
       int const last = std::min(lengths[n], first + g.between(1, 2 * page_tokens));
       segment const kind = g.below(2) == 0 ? segment::text : segment::visual;
       auto const part = [&](auto const& x) {
-        return tensor_view<T const, host, 3>(x.at(0, 0, first), {kv_heads, last - first, dim}, {x.stride(1), x.stride(2), 1});
+        return tensor_view<T const, host, 3>(x.at(0, 0, first), {kv_heads, last - first, dim},
+                                             {x.stride(1), x.stride(2), 1});
       };
       REQUIRE(fast.append(ids[n], part(t.k_view()), part(t.v_view()), kind).ok());
       REQUIRE(slow.append(ids[n], part(t.k_view()), part(t.v_view()), kind).ok());
@@ -180,15 +209,23 @@ void check_ragged(int group, int kv_heads, int dim, int page_tokens, std::uint64
   auto const near = near_field{40, 3};
   auto const policy = slim::head_fetch{.threshold = 0.5f, .any = false};
   testing::result<T> y(s);
-  REQUIRE(attention{backend::reference{}}.with(near).with(policy).decode(t.q_view(), slow, y.out_view, y.lses, workspace<>{}, sequences).ok());
+  REQUIRE(attention{backend::reference{}}
+              .with(near)
+              .with(policy)
+              .decode(t.q_view(), slow, y.out_view, y.lses, workspace<>{}, sequences)
+              .ok());
   std::vector<T> bits;
   for (int threads : {1, 2, 3}) {
     auto const attend = attention{backend::cpu{threads}}.with(near).with(policy);
     testing::result<T> x(s);
     std::vector<unsigned char> memory(attend.decode_workspace_bytes(fast, batch, heads), 0xff);
-    REQUIRE(attend.decode(t.q_view(), fast, x.out_view, x.lses, workspace_view<>{memory.data(), memory.size()}, sequences).ok());
+    REQUIRE(attend
+                .decode(t.q_view(), fast, x.out_view, x.lses,
+                        workspace_view<>{memory.data(), memory.size()}, sequences)
+                .ok());
     auto const d = testing::compare(x.out, y.out);
-    CHECK_MESSAGE(testing::within_rule<T>(d), "group " << group << " dim " << dim << " page " << page_tokens << " largest " << d.largest);
+    CHECK_MESSAGE(testing::within_rule<T>(d), "group " << group << " dim " << dim << " page "
+                                                       << page_tokens << " largest " << d.largest);
     CHECK(testing::compare(x.lse, y.lse).largest < 1e-4);
     if (threads == 1) bits = x.out;
     CHECK(std::memcmp(bits.data(), x.out.data(), sizeof(T) * bits.size()) == 0);
@@ -197,10 +234,13 @@ void check_ragged(int group, int kv_heads, int dim, int page_tokens, std::uint64
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("ragged sequences, every group and page length, garbage in idle slots", T, float, double, bfloat16, half) {
-  for (int group = 1; group <= 16; ++group) check_ragged<T>(group, 1 + group % 2, 24, 64, 100 + static_cast<std::uint64_t>(group));
+TEST_CASE_TEMPLATE("ragged sequences, every group and page length, garbage in idle slots", T, float,
+                   double, bfloat16, half) {
+  for (int group = 1; group <= 16; ++group)
+    check_ragged<T>(group, 1 + group % 2, 24, 64, 100 + static_cast<std::uint64_t>(group));
   for (int const page_tokens : {1, 3, 16, 31, 100, 200}) {
-    for (int const dim : {8, 64, 72}) check_ragged<T>(3, 2, dim, page_tokens, static_cast<std::uint64_t>(page_tokens + dim));
+    for (int const dim : {8, 64, 72})
+      check_ragged<T>(3, 2, dim, page_tokens, static_cast<std::uint64_t>(page_tokens + dim));
   }
 }
 
@@ -215,7 +255,9 @@ TEST_CASE("a token that a head does not read may hold anything") {
   for (int d = 0; d < 8; ++d) v[10 * 8 + static_cast<std::size_t>(d)] = inf;
   tensor_view<float const, host, 3> const ks(k.data(), {1, 20, 8}), vs(v.data(), {1, 20, 8});
   REQUIRE(cache.append(sequence, ks, vs, segment::visual).ok());
-  auto const attend = attention{backend::cpu{}}.with(near_field{4, 1}).with(slim::head_fetch{.threshold = 0.5f, .any = false});
+  auto const attend = attention{backend::cpu{}}
+                          .with(near_field{4, 1})
+                          .with(slim::head_fetch{.threshold = 0.5f, .any = false});
   testing::result<float> x({1, 2, 1, 1, 20, 8});
   workspace<> memory(attend.decode_workspace_bytes(cache, 1, 2));
   tensor_view<float const> const qs(q.data(), {1, 2, 1, 8});

@@ -41,8 +41,8 @@ struct packed_kv {
   }
 };
 
-/// Packs every key, and every value where v is given, of the call: slot b * kv_heads + g. Keys beyond
-/// a sequence's length are left out. Reads k and v once.
+/// Packs every key, and every value where v is given, of the call: slot b * kv_heads + g. Keys
+/// beyond a sequence's length are left out. Reads k and v once.
 template <class T>
 void pack_call(attention_call<T, host> const& call, int threads,
                packed_kv<accumulator_t<T>> const& kv) noexcept {

@@ -80,8 +80,7 @@ void reference_attend(attention_call<T, host> const& call, near_field const& nea
       for (int i = 0; i < shape.q_tokens; ++i) {
         std::vector<int> keys;
         if (i < extent.q_tokens) {
-          auto const listed =
-              reference_list(plan, b, i / plan.chunk_rows, h / shape.group());
+          auto const listed = reference_list(plan, b, i / plan.chunk_rows, h / shape.group());
           for (int j = 0; j < extent.kv_tokens; ++j) {
             if (reference_sees(plan.rows_at(b, h)[i], near, limit, extent.position(i),
                                extent.kv_tokens, listed, j)) {

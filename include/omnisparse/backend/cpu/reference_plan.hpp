@@ -201,7 +201,8 @@ void reference_lists(attention_call<T, host> const& call, Policies const& p,
     double mass = held[at];
     double const wanted = static_cast<double>(detail::recall_of(p.budget)) * profile.total;
     while (reach[at] < kv.tokens && mass < wanted) {
-      mass += profile.mass[static_cast<std::size_t>(ranked[at][static_cast<std::size_t>(reach[at])])];
+      mass +=
+          profile.mass[static_cast<std::size_t>(ranked[at][static_cast<std::size_t>(reach[at])])];
       ++reach[at];
     }
     std::vector<double> masses;
@@ -262,18 +263,19 @@ row_class reference_class(attention_call<T, host> const& call, Policies const& p
                     call.in.segments(b, position) == segment::text;
   bool active = false;
   if constexpr (std::same_as<selector_sees, observation::sink_and_mean>) {
-    int const pool =
-        detail::range_of(p.selector) == pool_range::past ? clamped(position + 1, 0, extent.kv_tokens)
-                                                         : extent.kv_tokens;
+    int const pool = detail::range_of(p.selector) == pool_range::past
+                         ? clamped(position + 1, 0, extent.kv_tokens)
+                         : extent.kv_tokens;
     active = p.selector.keeps(
         reference_sink_and_mean(q, call.k, b, g, detail::first_of(p.selector), pool), row);
   } else if constexpr (std::same_as<selector_sees, observation::near_and_far>) {
     double const near = lse_seen(row_class::lazy);
-    double const far = reference_far_lse(q, call.k, b, g, window, p.near.sinks, extent.kv_tokens,
-                                         detail::estimate_of(p.selector), p.limit,
-                                         [](int) { return true; });
+    double const far =
+        reference_far_lse(q, call.k, b, g, window, p.near.sinks, extent.kv_tokens,
+                          detail::estimate_of(p.selector), p.limit, [](int) { return true; });
     active = p.selector.keeps({static_cast<float>(near), static_cast<float>(far),
-                               static_cast<float>(reference_share(far, near))}, row);
+                               static_cast<float>(reference_share(far, near))},
+                              row);
   } else {
     active = p.selector.keeps({}, row);
   }
