@@ -169,7 +169,7 @@ struct engine<backend::cuda> {
   static status decide(Path const& path, Policies const& p, attention_call<T, device> const& call,
                        plan_view<device> const& plan, memory<T, Policies> const& m,
                        lse_view<T, device> const& lse, cudaStream_t on) noexcept {
-    using wants = launch::observes<Policies>;
+    using wants = detail::wants<Policies>;
     constexpr bool needs_far = Path::attends || wants::coverage;  // what the rescue looks at
     status s;
     if constexpr (needs_far || wants::far) s = path.near(call, p.near, p.limit, lse, on);

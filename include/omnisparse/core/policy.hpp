@@ -201,5 +201,18 @@ OMNISPARSE_HD constexpr float recall_of(P const& p) noexcept {
   else return 1.f;
 }
 
+// What a set of policies needs to look at, known at compile time: nothing else is computed.
+template <class Policies>
+struct wants {
+  using selector_sees = observed<decltype(Policies::selector)>;
+  using rescue_sees = observed<decltype(Policies::rescue)>;
+  static constexpr bool contrast = std::same_as<selector_sees, observation::sink_and_mean>;
+  static constexpr bool far = std::same_as<selector_sees, observation::near_and_far>;
+  static constexpr bool coverage = std::same_as<rescue_sees, observation::coverage>;
+  static constexpr bool probes =
+      std::same_as<observed<decltype(Policies::scorer)>, observation::probe_mass> ||
+      !std::same_as<observed<decltype(Policies::budget)>, observation::nothing>;
+};
+
 }  // namespace detail
 }  // namespace omnisparse

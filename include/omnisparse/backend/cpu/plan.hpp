@@ -12,15 +12,7 @@
 
 namespace omnisparse::cpu {
 
-/// What a set of policies needs to look at, known at compile time.
-template <class P>
-struct wants {
-  using selector_sees = observed<decltype(P::selector)>;
-  using rescue_sees = observed<decltype(P::rescue)>;
-  static constexpr bool contrast = std::same_as<selector_sees, observation::sink_and_mean>;
-  static constexpr bool far = std::same_as<selector_sees, observation::near_and_far>;
-  static constexpr bool coverage = std::same_as<rescue_sees, observation::coverage>;
-};
+using detail::wants;
 
 /// The memory of planning, beside attend_memory.
 template <class A>

@@ -14,19 +14,6 @@
 
 namespace omnisparse::launch {
 
-/// What a set of policies needs to look at, known at compile time.
-template <class P>
-struct observes {
-  using selector = observed<decltype(P::selector)>;
-  using rescue = observed<decltype(P::rescue)>;
-  static constexpr bool contrast = std::same_as<selector, observation::sink_and_mean>;
-  static constexpr bool far = std::same_as<selector, observation::near_and_far>;
-  static constexpr bool coverage = std::same_as<rescue, observation::coverage>;
-  static constexpr bool probes =
-      std::same_as<observed<decltype(P::scorer)>, observation::probe_mass> ||
-      !std::same_as<observed<decltype(P::budget)>, observation::nothing>;
-};
-
 /// Memory of all observations. They are made one after the other and share it.
 template <class Policies>
 struct observe_memory {
@@ -42,7 +29,7 @@ struct observe_memory {
   /// `range.count` is the most chunks that are probed at a time.
   static observe_memory take(detail::arena& arena, attention_shape const& shape, Policies const& p,
                              chunk_range const& range) noexcept {
-    using wants = observes<Policies>;
+    using wants = detail::wants<Policies>;
     detail::arena const start = arena;
     int const most_rows = larger(1, shape.q_tokens);
     int const chunk_rows = p.rows.rows > 0 ? smaller(p.rows.rows, most_rows) : most_rows;
@@ -161,7 +148,7 @@ status classify(attention_call<T, device> const& call, Policies const& p,
                 cudaStream_t on) noexcept {
   attention_shape const& shape = call.shape;
   using selector = decltype(p.selector);
-  if constexpr (!observes<Policies>::contrast) {
+  if constexpr (!detail::wants<Policies>::contrast) {
     return start(kernel::classify_by_position<std::remove_const_t<selector>, inputs<device>>,
                  ceil_div<std::int64_t>(plan.row_count(), 256), 256, 0, on, shape, call.in, plan,
                  p.selector);
@@ -216,7 +203,7 @@ status probe(attention_call<T, device> const& call, Policies const& p,
   attention_shape const& shape = call.shape;
   using scorer = std::remove_cvref_t<decltype(p.scorer)>;
   static_cast<void>(plan);
-  if constexpr (!observes<Policies>::probes) {
+  if constexpr (!detail::wants<Policies>::probes) {
     return start(kernel::score_by_position<scorer>,
                  std::int64_t{range.lists(shape)} * (scores.keys / 128), 128, 0, on, scores,
                  p.scorer);
@@ -262,7 +249,7 @@ status rescue(attention_call<T, device> const& call, Policies const& p,
               observe_memory<Policies> const& m, cudaStream_t on) noexcept {
   attention_shape const& shape = call.shape;
   using policy = std::remove_cvref_t<decltype(p.rescue)>;
-  if constexpr (!observes<Policies>::coverage) {
+  if constexpr (!detail::wants<Policies>::coverage) {
     return start(kernel::rescue_by_position<policy, inputs<device>>,
                  ceil_div<std::int64_t>(plan.row_count(), 256), 256, 0, on, shape, call.in, plan,
                  p.rescue);
