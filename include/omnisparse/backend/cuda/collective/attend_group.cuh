@@ -94,8 +94,10 @@ struct attend_group {
     }
     bool done = false;  // is the first tile behind us?
 #pragma unroll 1
-    for (int p = 0; p < 2; ++p) {
-      int masked = uniform(item.walk.part[p].masked()), plain = uniform(item.walk.part[p].plain());
+    for (int n = 0; n < 4; ++n) {  // of each part the right end and the middle, then the left end
+      key_stretch const& stretch = item.walk.part[n / 2];
+      int masked = uniform(n % 2 == 0 ? stretch.right : stretch.left);
+      int plain = n % 2 == 0 ? uniform(stretch.plain()) : 0;
       if (!done && masked + plain > 0) {
         --(masked > 0 ? masked : plain);
         done = true;

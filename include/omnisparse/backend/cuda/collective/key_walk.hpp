@@ -14,7 +14,7 @@ struct key_stretch {
   int right = 0;  ///< tiles at the right end that some row does not see whole
   int left = 0;   ///< the same at the left end
 
-  OMNISPARSE_HD constexpr int masked() const noexcept { return right + left; }
+  /// Tiles in the middle, which every row sees whole.
   OMNISPARSE_HD constexpr int plain() const noexcept { return tiles - right - left; }
 
   /// The stretch that rows see whose ranges ascend from `first` to `last` at both ends.
@@ -35,11 +35,13 @@ struct key_stretch {
     return s;
   }
 
-  /// The first key of tile `n`: those masked at the left end come first, then all others from the
-  /// right: an order in which no tile changes places where `right` is another.
+  /// The first key of tile `n`: from the right end, whichever tiles are masked, so that no tile
+  /// changes places where other rows see more or less.
   OMNISPARSE_HD constexpr int first_key(int n, int keys) const noexcept {
-    int const from_right = n < left ? tiles - 1 - n : n - left;
-    return end - keys * (from_right + 1);
+    return end - keys * (n + 1);
+  }
+  OMNISPARSE_HD constexpr bool is_masked(int n) const noexcept {
+    return n < right || n >= tiles - left;
   }
 };
 
@@ -59,7 +61,7 @@ struct key_walk {
   }
   /// Must some row's scores of tile `n` be masked?
   OMNISPARSE_HD constexpr bool is_masked(int n) const noexcept {
-    return part_of(n) == 0 ? n < part[0].masked() : n - part[0].tiles < part[1].masked();
+    return part_of(n) == 0 ? part[0].is_masked(n) : part[1].is_masked(n - part[0].tiles);
   }
 };
 
