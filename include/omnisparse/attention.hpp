@@ -110,7 +110,8 @@ class attention {
     return engine<Backend>::template can_run<T>(backend_, policies_, shape);
   }
 
-  /// Bytes of workspace that any call of this shape and dtype needs, at any lengths.
+  /// Bytes of workspace that any call of this shape and dtype needs, at any lengths. `run` by a
+  /// plan of another chunk than this functor's needs no more, unless that is shorter than 64 rows.
   template <element T = float>
   std::size_t workspace_bytes(attention_shape const& shape) const noexcept {
     return can_run<T>(shape).ok()
@@ -158,7 +159,8 @@ class attention {
     return engine<Backend>::plan(backend_, policies_, call, plan, ws, on);
   }
 
-  /// Attends by a plan, wherever it comes from; only near field and mask are read of the policies.
+  /// Attends by a plan, wherever it comes from and whatever its chunk; only near field and mask are
+  /// read of the policies.
   template <class Q, class K, class V, class O, class S>
   status run(tensor_view<Q, S> const& q, tensor_view<K, S> const& k, tensor_view<V, S> const& v,
              std::type_identity_t<plan_view<S>> const& plan, tensor_view<O, S> const& out,

@@ -155,6 +155,50 @@ TEST_CASE_TEMPLATE("attention by a given plan is the reference's", T, bfloat16, 
   }
 }
 
+TEST_CASE_TEMPLATE("a plan of any chunk runs in the workspace of a functor of another", T, bfloat16,
+                   float) {
+  for (attention_shape const s :
+       {attention_shape{2, 4, 2, 300, 400, 64}, attention_shape{1, 7, 1, 260, 260, 128}}) {
+    for (mask const limit : {mask::causal, mask::full}) {
+      auto const compose = [=](auto a) {
+        return a.with(near_field{.window = 30, .sinks = 2})
+            .with(limit)
+            .with(selector::far_mass{.epsilon = 0.3f})
+            .with(budget::per_head{.recall = 0.7f})
+            .with(rescue::coverage{.least = 0.6f});
+      };
+      auto const t = testing::random_tensors<T>(s, 21, 1.5f);
+      auto const slow = compose(attention{backend::reference{}}).with(chunk{64});
+      auto const plan = slow.make_plan(s);
+      REQUIRE(slow.plan(t.q_view(), t.k_view(), plan, workspace<>{}).ok());
+      testing::result<T> oracle(s);
+      REQUIRE(slow.run(t.q_view(), t.k_view(), t.v_view(), plan, oracle.out_view, oracle.lses,
+                       workspace<>{})
+                  .ok());
+      auto const twin = to_device(plan);
+      auto const check = [&](auto const& fast, std::string const& what) {
+        device_call<T> call(t);
+        poisoned const memory(fast.template workspace_bytes<T>(s));
+        status const ran = fast.run(call.q.view, call.k.view, call.v.view, twin, call.out.view,
+                                    call.lse, {memory.data(), memory.bytes()});
+        REQUIRE_MESSAGE(ran.ok(), std::string(ran.message));
+        check_cuda(cudaDeviceSynchronize());
+        check_outputs(call, oracle, describe(s, limit, what.c_str()));
+        CHECK(memory.guard_is_whole());
+      };
+      for (backend::cuda const b : paths) {
+        for (int const rows : {0, 16, 64, 200}) {
+          std::string const what = name_of(b) + (" chunk " + std::to_string(rows));
+          check(compose(attention{b}).with(chunk{rows}), what);
+          // Dense attention has the smallest workspace.
+          auto const dense = attention{b}.with(near_field{.window = 30, .sinks = 2}).with(limit);
+          check(dense.with(chunk{rows}), what + " dense");
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("every composition plans as the reference does") {
   std::uint64_t seed = 100;
   using T = bfloat16;
@@ -305,6 +349,22 @@ TEST_CASE("bad calls are refused before anything is written") {
   status const can = attend.can_run<bfloat16>(s);
   CHECK(can.ok());
   CHECK(std::string(can.message).find("path") != std::string::npos);
+
+  // A list a row takes more memory than a functor of long chunks asks for.
+  auto const dense = attention{backend::cuda{}};
+  attention_plan<device> const short_chunks(s, {1});
+  auto const run = [&](workspace_view<device> memory_of_run) {
+    return dense.run(call.q.view, call.k.view, call.v.view, short_chunks, call.out.view,
+                     memory_of_run);
+  };
+  std::size_t const usual = dense.workspace_bytes<bfloat16>(s);
+  poisoned const enough(dense.with(chunk{1}).workspace_bytes<bfloat16>(s));
+  status const too_small = run({enough.data(), usual});
+  refused(too_small, status_code::workspace_too_small);
+  CHECK(std::string(too_small.message).find(".with(chunk{plan.chunk_rows})") != std::string::npos);
+  refused(run({}), status_code::workspace_too_small);
+  CHECK(run({enough.data(), enough.bytes()}).ok());
+  CHECK_FALSE(untouched());
 }
 
 TEST_CASE("offsets beyond 2^31 elements") {

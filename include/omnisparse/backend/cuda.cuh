@@ -28,17 +28,18 @@ struct engine<backend::cuda> {
   template <class T, class Policies>
   static std::size_t workspace_bytes(backend::cuda, Policies const& p,
                                      attention_shape const& shape) noexcept {
-    detail::arena count;
-    memory<T, Policies>::take(count, shape, p);
-    return count.needed();
+    detail::arena whole_call, other_plan;
+    memory<T, Policies>::take(whole_call, shape, p);
+    attend_memory<T>::take(other_plan, shape, short_chunk, p.limit, launch::packing::least);
+    return larger(whole_call.needed(), other_plan.needed());
   }
 
   template <class T, class Policies>
   static status plan(backend::cuda b, Policies const& p, attention_call<T, device> const& call,
                      plan_view<device> const& plan, workspace_view<device> ws,
                      cudaStream_t on) noexcept {
-    return with_path<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
-      return decide(path.keys_only(), p, call, plan, m, m.lse, on);
+    return with_memory<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
+      return decide(path.keys_only(), p, call, plan, m, m.attend.lse, on);
     });
   }
 
@@ -47,7 +48,21 @@ struct engine<backend::cuda> {
                     plan_view<device> const& plan, workspace_view<device> ws,
                     cudaStream_t on) noexcept {
     if (status const bad = detail::check_plan_frame(plan, call.shape); !bad.ok()) return bad;
-    return with_path<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
+    // Laid out for the plan's chunks, not the functor's. Where these leave less room for packed
+    // lists, fewer are packed at a time.
+    auto const lay_out = [&](launch::packing room, attend_memory<T>& m) {
+      detail::arena arena(ws.data, ws.bytes);
+      m = attend_memory<T>::take(arena, call.shape, plan.chunk_rows, p.limit, room);
+      return ws.data != nullptr && arena.fits();
+    };
+    attend_memory<T> m;
+    if (!lay_out(launch::packing::usual, m) && !lay_out(launch::packing::least, m)) {
+      return {status_code::workspace_too_small,
+              "omnisparse: the workspace is too small for this plan: give at least "
+              "workspace_bytes(shape) bytes, counted for this dtype by the functor "
+              ".with(chunk{plan.chunk_rows})"};
+    }
+    return with_path(b, call, m, [&](auto const& path) {
       auto const lse = call.lse.is_null() ? m.lse : call.lse;
       status s = path.near(call, p.near, p.limit, lse, on);
       if (s.ok()) s = path.far(call, p.near, p.limit, plan, lse, on);
@@ -59,8 +74,8 @@ struct engine<backend::cuda> {
   template <class T, class Policies>
   static status attend(backend::cuda b, Policies const& p, attention_call<T, device> const& call,
                        workspace_view<device> ws, cudaStream_t on) noexcept {
-    return with_path<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
-      auto const lse = call.lse.is_null() ? m.lse : call.lse;
+    return with_memory<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
+      auto const lse = call.lse.is_null() ? m.attend.lse : call.lse;
       if constexpr (is_dense<Policies>) {
         return path.dense(call, p.limit, lse, on);
       } else {
@@ -82,23 +97,41 @@ struct engine<backend::cuda> {
                                    std::same_as<decltype(Policies::budget), budget::dense>;
   template <class Policies>
   static constexpr bool rescues = !std::same_as<decltype(Policies::rescue), rescue::none>;
-  // The memory of a call, whichever path it takes.
+  // Every workspace has room to attend by plans of chunks of 64 rows and more, for a hundredth of
+  // what packed lists take. Counted at half, as the memory does not fall evenly with the chunk.
+  static constexpr int short_chunk = 32;
+
+  // The memory of attending, whichever path a call takes.
+  template <class T>
+  struct attend_memory {
+    lse_view<T, device> lse;  ///< [batch, q_heads, q_tokens]
+    launch::path_memory<T> paths;
+
+    static attend_memory take(detail::arena& arena, attention_shape const& shape, int chunk_rows,
+                              mask limit, launch::packing room = launch::packing::usual) noexcept {
+      attend_memory m;
+      m.lse = {nullptr, {shape.batch, shape.q_heads, shape.q_tokens}};
+      m.lse.data = arena.take<float>(static_cast<std::size_t>(m.lse.size()));
+      m.paths = launch::path_memory<T>::take(arena, shape, chunk_rows, limit, room);
+      return m;
+    }
+  };
+
+  // The memory of a call that plans, too.
   template <class T, class Policies>
   struct memory {
-    lse_view<T, device> lse;  ///< [batch, q_heads, q_tokens]
-    plan_view<device> plan;   ///< of a call that plans and attends
-    chunk_range range;        ///< how many chunks are scored at a time
+    attend_memory<T> attend;
+    plan_view<device> plan;  ///< of a call that plans and attends
+    chunk_range range;       ///< how many chunks are scored at a time
     scores_view scores;
-    launch::path_memory<T> paths;
     launch::observe_memory<Policies> observe;
     launch::select_memory select;
 
     static memory take(detail::arena& arena, attention_shape const& shape,
                        Policies const& p) noexcept {
-      memory m;
       int const chunk_rows = p.rows.rows > 0 ? p.rows.rows : larger(1, shape.q_tokens);
-      m.lse = {nullptr, {shape.batch, shape.q_heads, shape.q_tokens}};
-      m.lse.data = arena.take<float>(static_cast<std::size_t>(m.lse.size()));
+      memory m;
+      m.attend = attend_memory<T>::take(arena, shape, chunk_rows, p.limit);
       m.plan.shape = shape;
       m.plan.chunk_rows = chunk_rows;
       m.plan.capacity = shape.kv_tokens;
@@ -113,7 +146,6 @@ struct engine<backend::cuda> {
         m.observe = launch::observe_memory<Policies>::take(arena, shape, p, m.range);
         m.select = launch::select_memory::take(arena, shape, m.range);
       }
-      m.paths = launch::path_memory<T>::take(arena, shape, chunk_rows, p.limit);
       return m;
     }
   };
@@ -151,16 +183,23 @@ struct engine<backend::cuda> {
     return shape.kv_tokens;
   }
 
-  // Lays out the memory, chooses the path and calls act(path, memory).
+  // Chooses the path and calls act(path); not where there is nothing to do.
+  template <class T, class Act>
+  static status with_path(backend::cuda b, attention_call<T, device> const& call,
+                          attend_memory<T> const& m, Act const& act) noexcept {
+    if (call.shape.batch == 0 || call.shape.q_heads == 0 || call.shape.q_tokens == 0) return {};
+    return launch::with_path<T>(b.path, call, m.paths, act);
+  }
+
+  // Lays out the memory of a call that plans, chooses the path and calls act(path, memory).
   template <class T, class Policies, class Act>
-  static status with_path(backend::cuda b, Policies const& p, attention_call<T, device> const& call,
-                          workspace_view<device> ws, Act const& act) noexcept {
+  static status with_memory(backend::cuda b, Policies const& p,
+                            attention_call<T, device> const& call, workspace_view<device> ws,
+                            Act const& act) noexcept {
     detail::arena arena(ws.data, ws.bytes);
     auto const m = memory<T, Policies>::take(arena, call.shape, p);
     if (ws.data == nullptr || !arena.fits()) return detail::workspace_refusal();
-    if (call.shape.batch == 0 || call.shape.q_heads == 0 || call.shape.q_tokens == 0) return {};
-    return launch::with_path<T>(b.path, call, m.paths,
-                                [&](auto const& path) { return act(path, m); });
+    return with_path(b, call, m.attend, [&](auto const& path) { return act(path, m); });
   }
 
   // Near field, row classes, lists, far part, rescue: decides and, unless the path looks at keys

@@ -8,18 +8,15 @@
 
 namespace omnisparse::launch {
 
-/// Fills `schedule`, made by row_schedule::take for this shape: the rows of `classes` sorted, and
-/// their tiles. Rows that do not exist get no place, whatever their class. Refuses a plan whose
-/// chunks are not those that the schedule was made for. Asynchronous on `on`.
+/// Fills `schedule`, made by row_schedule::take for this shape and the plan's chunks: the rows of
+/// `classes` sorted, and their tiles. Rows that do not exist get no place, whatever their class.
+/// Asynchronous on `on`.
 template <class T>
 status gather_rows(attention_call<T, device> const& call, near_field const& near, mask limit,
                    plan_view<device> const& plan, kernel::class_mask classes,
                    kernel::row_schedule const& schedule, cudaStream_t on) noexcept {
-  if (smaller(plan.chunk_rows, larger(1, call.shape.q_tokens)) != schedule.chunk_rows) {
-    return {status_code::invalid_plan,
-            "omnisparse: the plan's chunk_rows are not those of the functor: call "
-            ".with(chunk{plan.chunk_rows})"};
-  }
+  OMNISPARSE_ASSERT(smaller(plan.chunk_rows, larger(1, call.shape.q_tokens)) ==
+                    schedule.chunk_rows);
   int const blocks = schedule.units(call.shape) * schedule.parts;
   if (blocks == 0) return {};
   kernel::gather_task const task{call.shape, call.in, near, limit, plan, classes, schedule};

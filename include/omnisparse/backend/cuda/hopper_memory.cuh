@@ -9,9 +9,12 @@
 
 namespace omnisparse::launch {
 
+/// How many lists have room to be packed at a time: as many as fit 2.5 times the keys and values of
+/// the call, at least those of one chunk; or just these.
+enum class packing : unsigned char { usual, least };
+
 /// Memory of the Hopper path: the schedule of gathered rows, and room for packed lists. Lists are
-/// packed for a few chunks at a time, as many as fit 2.5 times the keys and values of the call, at
-/// least one: at 128K tokens in four chunks that is all of them.
+/// packed for a few chunks at a time; at 128K tokens in four chunks that is usually all of them.
 template <class T>
 struct hopper_memory {
   int* counter = nullptr;  ///< [1], the next work item of a launch
@@ -20,7 +23,8 @@ struct hopper_memory {
   std::int64_t pool_rows = 0;  ///< of all lists together
 
   static hopper_memory take(omnisparse::detail::arena& arena, attention_shape const& shape,
-                            int chunk_rows, mask limit, int capacity) noexcept {
+                            int chunk_rows, mask limit, int capacity,
+                            packing room = packing::usual) noexcept {
     hopper_memory m;
     bool const narrow = shape.dim == 64;
     int const tile_rows =
@@ -29,7 +33,10 @@ struct hopper_memory {
     m.schedule = kernel::row_schedule::take(arena, shape, chunk_rows, limit, tile_rows);
     std::int64_t const lists = std::int64_t{shape.batch} * shape.kv_heads;
     std::int64_t const one = lists * round_up(smaller(capacity, shape.kv_tokens), 128);
-    m.pool_rows = larger(one, smaller(one * m.schedule.chunks, lists * shape.kv_tokens * 5 / 2));
+    m.pool_rows = one;
+    if (room == packing::usual) {
+      m.pool_rows = larger(one, smaller(one * m.schedule.chunks, lists * shape.kv_tokens * 5 / 2));
+    }
     auto const size = static_cast<std::size_t>(m.pool_rows) * static_cast<std::size_t>(shape.dim);
     m.pool.k = arena.take<T>(size);
     m.pool.v = arena.take<T>(size);

@@ -19,10 +19,10 @@ struct path_memory {
   portable_memory<T> portable;
 
   static path_memory take(detail::arena& arena, attention_shape const& shape, int chunk_rows,
-                          mask limit) noexcept {
+                          mask limit, packing room = packing::usual) noexcept {
     detail::arena other = arena;
     path_memory m;
-    m.hopper = hopper_memory<T>::take(arena, shape, chunk_rows, limit, shape.kv_tokens);
+    m.hopper = hopper_memory<T>::take(arena, shape, chunk_rows, limit, shape.kv_tokens, room);
     m.portable = portable_memory<T>::take(other, shape, chunk_rows, limit);
     if (other.used() > arena.used()) arena = other;
     return m;

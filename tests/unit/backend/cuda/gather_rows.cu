@@ -168,16 +168,3 @@ TEST_CASE("a damaged plan stays within its lists") {
     CHECK(begin <= 200);
   }
 }
-
-TEST_CASE("chunks other than the schedule's are refused") {
-  attention_shape const shape{1, 1, 1, 100, 100};
-  detail::arena count;
-  auto const s = kernel::row_schedule::take(count, shape, 10, mask::causal, 64);
-  attention_call<float, device> call;
-  call.shape = shape;
-  plan_view<device> plan;
-  plan.shape = shape;
-  plan.chunk_rows = 20;
-  CHECK(launch::gather_rows(call, {}, mask::causal, plan, {7}, s, {}).code ==
-        status_code::invalid_plan);
-}
