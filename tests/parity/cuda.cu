@@ -5,6 +5,7 @@
 #include <omnisparse/testing/archetypes.hpp>
 
 #include <cstring>
+#include <thread>
 
 using namespace testing_support;
 
@@ -23,6 +24,18 @@ std::string describe(attention_shape const& s, mask limit, char const* more) {
          std::to_string(s.kv_tokens) + " D " + std::to_string(s.dim) +
          (limit == mask::full ? " full" : " causal") + more;
 }
+
+// What a call left on its stream.
+std::pair<std::vector<bfloat16>, std::vector<float>> outputs_of(device_call<bfloat16> const& call,
+                                                                cudaStream_t stream) {
+  check_cuda(cudaStreamSynchronize(stream));
+  return {call.out.download(), call.lses()};
+}
+
+constexpr auto same_bits = [](auto const& a, auto const& b) {
+  return std::memcmp(a.first.data(), b.first.data(), a.first.size() * sizeof(bfloat16)) == 0 &&
+         a.second == b.second;
+};
 
 // A host plan's twin on the device.
 attention_plan<device> to_device(plan_view<host> const& plan) {
@@ -274,16 +287,8 @@ TEST_CASE("a captured graph replays with other inputs, and the same call gives t
     REQUIRE(attend(call.q.view, call.k.view, call.v.view, call.out.view, call.lse, ws, {}, stream)
                 .ok());
   };
-  auto const outputs = [&] {
-    check_cuda(cudaStreamSynchronize(stream));
-    return std::pair{call.out.download(), call.lses()};
-  };
-  auto const same = [](auto const& a, auto const& b) {
-    return std::memcmp(a.first.data(), b.first.data(), a.first.size() * sizeof(bfloat16)) == 0 &&
-           a.second == b.second;
-  };
   run();
-  auto const first = outputs();
+  auto const first = outputs_of(call, stream);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t replay = nullptr;
   check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -295,11 +300,11 @@ TEST_CASE("a captured graph replays with other inputs, and the same call gives t
     memory.refill();
     check_cuda(cudaDeviceSynchronize());
     check_cuda(cudaGraphLaunch(replay, stream));
-    auto const replayed = outputs();
+    auto const replayed = outputs_of(call, stream);
     call.clear();
     run();
-    CHECK(same(replayed, outputs()));
-    CHECK(same(replayed, first) == (n != 1));
+    CHECK(same_bits(replayed, outputs_of(call, stream)));
+    CHECK(same_bits(replayed, first) == (n != 1));
   }
   int differing = 0;
   for (int n = 0; n < 1000; ++n) check_cuda(cudaGraphLaunch(replay, stream));
@@ -307,12 +312,68 @@ TEST_CASE("a captured graph replays with other inputs, and the same call gives t
     call.clear();
     check_cuda(cudaDeviceSynchronize());
     check_cuda(cudaGraphLaunch(replay, stream));
-    differing += !same(outputs(), first);
+    differing += !same_bits(outputs_of(call, stream), first);
   }
   CHECK(differing == 0);
   cudaGraphExecDestroy(replay);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
+}
+
+TEST_CASE("calls on two streams at once give the bits that each gives alone") {
+  attention_shape const s{1, 6, 2, 500, 700, 128};
+  for (backend::cuda const b : paths) {
+    auto const attend = presets::local_first(b, 700, {.window = 64, .chunk_rows = 200});
+    struct lane {
+      device_call<bfloat16> call;
+      poisoned memory;
+      cudaStream_t stream = nullptr;
+    };
+    auto const make = [&](std::uint64_t seed) {
+      return lane{device_call<bfloat16>(testing::random_tensors<bfloat16>(s, seed, 1.5f)),
+                  poisoned(attend.workspace_bytes<bfloat16>(s))};
+    };
+    lane lanes[] = {make(5), make(6)};
+    for (lane& l : lanes) {
+      check_cuda(cudaStreamCreateWithFlags(&l.stream, cudaStreamNonBlocking));
+    }
+    // Some calls in a row, so that the streams meet.
+    auto const send = [&](lane const& l) {
+      status sent;
+      for (int n = 0; sent.ok() && n < 4; ++n) {
+        sent = attend(l.call.q.view, l.call.k.view, l.call.v.view, l.call.out.view, l.call.lse,
+                      {l.memory.data(), l.memory.bytes()}, {}, l.stream);
+      }
+      return sent;
+    };
+    auto const clear = [&] {
+      for (lane& l : lanes) l.call.clear(), l.memory.refill();
+      check_cuda(cudaDeviceSynchronize());
+    };
+    clear();
+    REQUIRE(send(lanes[0]).ok());
+    auto const first = outputs_of(lanes[0].call, lanes[0].stream);
+    REQUIRE(send(lanes[1]).ok());
+    auto const second = outputs_of(lanes[1].call, lanes[1].stream);
+    CHECK_FALSE(same_bits(first, second));
+    int differing = 0;
+    for (int n = 0; n < 20; ++n) {
+      clear();
+      status sent;
+      std::thread other([&] { sent = send(lanes[1]); });
+      status const here = send(lanes[0]);
+      other.join();
+      REQUIRE(here.ok());
+      REQUIRE(sent.ok());
+      differing += !same_bits(outputs_of(lanes[0].call, lanes[0].stream), first);
+      differing += !same_bits(outputs_of(lanes[1].call, lanes[1].stream), second);
+    }
+    CHECK(differing == 0);
+    for (lane const& l : lanes) {
+      CHECK(l.memory.guard_is_whole());
+      cudaStreamDestroy(l.stream);
+    }
+  }
 }
 
 TEST_CASE("bad calls are refused before anything is written") {
