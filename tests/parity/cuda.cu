@@ -1,5 +1,6 @@
 // The functor on the GPU against the functor on the reference: plans, outputs, graphs, refusals.
-#include "support/device.cuh"
+#include "support/compare_plans.hpp"
+#include "support/stages.cuh"
 
 #include <omnisparse/presets.hpp>
 #include <omnisparse/testing/archetypes.hpp>
@@ -15,14 +16,7 @@ namespace {
 constexpr backend::cuda paths[] = {{}, {.path = backend::cuda_path::portable}};
 
 constexpr char const* name_of(backend::cuda b) {
-  return b.path == backend::cuda_path::portable ? " portable" : " automatic";
-}
-
-std::string describe(attention_shape const& s, mask limit, char const* more) {
-  return "B " + std::to_string(s.batch) + " H " + std::to_string(s.q_heads) + "/" +
-         std::to_string(s.kv_heads) + " N " + std::to_string(s.q_tokens) + "/" +
-         std::to_string(s.kv_tokens) + " D " + std::to_string(s.dim) +
-         (limit == mask::full ? " full" : " causal") + more;
+  return b.path == backend::cuda_path::portable ? "portable" : "automatic";
 }
 
 // What a call left on its stream.
@@ -36,14 +30,6 @@ constexpr auto same_bits = [](auto const& a, auto const& b) {
   return std::memcmp(a.first.data(), b.first.data(), a.first.size() * sizeof(bfloat16)) == 0 &&
          a.second == b.second;
 };
-
-// A host plan's twin on the device.
-attention_plan<device> to_device(plan_view<host> const& plan) {
-  attention_plan<device> copy(plan.shape, {plan.chunk_rows}, plan.capacity);
-  REQUIRE(copy);
-  REQUIRE(copy_plan(copy.view(), plan).ok());
-  return copy;
-}
 
 template <class T>
 void check_run(attention_shape const& s, near_field near, mask limit, int chunk_rows,
@@ -59,13 +45,7 @@ void check_run(attention_shape const& s, near_field near, mask limit, int chunk_
   device_inputs const in(s, q_lengths, kv_lengths);
   attention_plan<host> const plan(s, {chunk_rows});
   testing::fill_plan(plan, kind, seed);
-  for (int b = 0; b < s.batch; ++b) {  // rows that do not exist are lazy in every plan
-    for (int h = 0; h < s.q_heads; ++h) {
-      for (int i = extent_of(s, in.on_host, b).q_tokens; i < s.q_tokens; ++i) {
-        plan.view().rows_at(b, h)[i] = row_class::lazy;
-      }
-    }
-  }
+  make_missing_rows_lazy(plan, in.on_host);
   auto const slow = attention{backend::reference{}}.with(near).with(limit);
   testing::result<T> oracle(s);
   REQUIRE(slow.run(t.q_view(), t.k_view(), t.v_view(), plan, oracle.out_view, oracle.lses,
@@ -80,12 +60,11 @@ void check_run(attention_shape const& s, near_field near, mask limit, int chunk_
                                 call.lse, {memory.data(), memory.bytes()}, in.on_device);
     REQUIRE_MESSAGE(ran.ok(), std::string(ran.message));
     check_cuda(cudaDeviceSynchronize());
-    check_outputs(call, oracle, describe(s, limit, name_of(b)));
+    check_outputs(call, oracle, describe(s, near, limit, name_of(b)));
     CHECK(memory.guard_is_whole());
   }
 }
 
-// Decisions may differ where the deciding number is a tie at rounding.
 template <class T, class Compose>
 void check_plan(attention_shape const& s, Compose const& compose, std::uint64_t seed, bool text) {
   auto const t = testing::random_tensors<T>(s, seed, 1.5f);
@@ -109,23 +88,10 @@ void check_plan(attention_shape const& s, Compose const& compose, std::uint64_t 
     REQUIRE(copy_plan(copy.view(), made.view()).ok());
     check_cuda(cudaDeviceSynchronize());
     CHECK(memory.guard_is_whole());
-    plan_view<host> const x = copy, y = wanted;
-    std::string const what = describe(s, mask::causal, name_of(b));
-    REQUIRE_MESSAGE(omnisparse::check_plan(x, s).ok(), what);
-    std::int64_t rows = 0, kept = 0, entries = 0;
-    for (std::int64_t n = 0; n < x.row_count(); ++n) rows += x.rows[n] != y.rows[n];
-    for (std::int64_t l = 0; l < x.list_count(); ++l) {
-      int const *a = x.kept + l * x.capacity, *c = y.kept + l * y.capacity;
-      std::vector<int> differ;
-      std::set_symmetric_difference(a, a + x.kept_counts[l], c, c + y.kept_counts[l],
-                                    std::back_inserter(differ));
-      kept += static_cast<std::int64_t>(differ.size());
-      entries += y.kept_counts[l];
-      CHECK_MESSAGE(std::abs(x.recalls[l] - y.recalls[l]) < 1e-3f, what);
-    }
-    CHECK_MESSAGE(rows * 300 <= x.row_count(), what << ": rows that differ: " << rows);
-    CHECK_MESSAGE(kept * 200 <= entries + 1000,
-                  what << ": list entries that differ: " << kept << " of " << entries);
+    auto const& policies = slow.policies();
+    std::string const what = describe(s, policies.near, policies.limit, name_of(b));
+    REQUIRE_MESSAGE(omnisparse::check_plan(copy, s).ok(), what);
+    check_same_plan(copy, wanted, {.rows = 300, .entries = 200, .recall = 1e-3f}, what);
 
     // Plan then run equals one call, bit by bit, and the CPU runs the GPU's plan.
     device_call<T> one(t);
@@ -196,7 +162,7 @@ TEST_CASE_TEMPLATE("a plan of any chunk runs in the workspace of a functor of an
                                     call.lse, {memory.data(), memory.bytes()});
         REQUIRE_MESSAGE(ran.ok(), std::string(ran.message));
         check_cuda(cudaDeviceSynchronize());
-        check_outputs(call, oracle, describe(s, limit, what.c_str()));
+        check_outputs(call, oracle, describe(s, fast.policies().near, limit, what));
         CHECK(memory.guard_is_whole());
       };
       for (backend::cuda const b : paths) {

@@ -1,17 +1,11 @@
 // The Hopper path's stages against the definition, on shapes, plans and memories at the edges.
-#include "support/device.cuh"
+#include "support/stages.cuh"
 
 #include <omnisparse/backend/cuda/hopper.cuh>
 
 using namespace testing_support;
 
 namespace {
-
-struct shape_case {
-  attention_shape shape;  // dim is set by the test
-  int chunk_rows;
-  std::vector<int> q_lengths, kv_lengths;
-};
 
 // Tiles are 128 or 192 rows by 128 keys: lengths at and beside both.
 shape_case const shape_cases[] = {
@@ -30,24 +24,6 @@ shape_case const shape_cases[] = {
 
 near_field const fields[] = {{0, 0},    {1, 0},    {64, 4},   {127, 16}, {128, 17},
                              {129, 16}, {5000, 3}, {20, 300}, {0, 5},    {300, 5000}};
-
-template <class T>
-testing::tensors<T> tensors_of(shape_case const& c, attention_shape const& s, float sharpness) {
-  auto t = testing::random_tensors<T>(s, 7, sharpness);
-  // What lies beyond a sequence's length is memory of somebody else.
-  auto const spoil = [&](std::vector<T>& x, std::vector<int> const& lengths, int heads,
-                         int tokens) {
-    for (std::size_t n = 0; n < x.size() && !lengths.empty(); ++n) {
-      auto const token = static_cast<int>(n / static_cast<std::size_t>(s.dim));
-      int const length = lengths[static_cast<std::size_t>(token / tokens / heads)];
-      if (token % tokens >= length) x[n] = static_cast<T>(__builtin_nanf(""));
-    }
-  };
-  spoil(t.q, c.q_lengths, s.q_heads, s.q_tokens);
-  spoil(t.k, c.kv_lengths, s.kv_heads, s.kv_tokens);
-  spoil(t.v, c.kv_lengths, s.kv_heads, s.kv_tokens);
-  return t;
-}
 
 // The definition by a boolean test for every (row, key), in double: a block a row, 64 threads.
 template <class T>
@@ -115,40 +91,33 @@ void fill_oracle(testing::result<T>& oracle, attention_call<T, device> const& ca
   check_cuda(cudaMemcpy(oracle.lse.data(), lse.data(), lse.bytes(), cudaMemcpyDefault));
 }
 
-attention_plan<device> to_device(plan_view<host> const& plan) {
-  attention_plan<device> twin(plan.shape, {plan.chunk_rows}, plan.capacity);
-  REQUIRE(copy_plan(twin.view(), plan).ok());
-  return twin;
+template <class T>
+using memory_of = path_memory<launch::hopper_memory<T>>;
+
+template <class T, int D, bool Values>
+void run_stages(attention_call<T, device> const& call, near_field near, mask limit,
+                plan_view<device> const& plan, launch::hopper_memory<T> const& m) {
+  REQUIRE(launch::hopper_near<T, D, Values>(call, near, limit, call.lse, m, {}).ok());
+  REQUIRE(launch::hopper_far<T, D, Values>(call, near, limit, plan, call.lse, m, {}).ok());
+  REQUIRE(launch::hopper_rescued<T, D, Values>(call, near, limit, plan, call.lse, m, {}).ok());
 }
 
-// The whole plan, in stages, with values and with keys only, against the reference.
+// The whole plan, in stages, with values and with keys only, against the definition.
 template <class T, int D>
 void check_stages(shape_case const& c, near_field near, mask limit, plan_view<host> const& plan,
-                  layout order, bool one_chunk_at_a_time, std::string const& what,
+                  layout order, launch::packing room, std::string const& what,
                   float sharpness = 1.f) {
-  attention_shape s = c.shape;
-  s.dim = D;
-  auto const t = tensors_of<T>(c, s, sharpness);
+  attention_shape const s = c.with_dim(D);
   device_inputs const in(s, c.q_lengths, c.kv_lengths);
+  make_missing_rows_lazy(plan, in.on_host);
   auto const twin = to_device(plan);
-  detail::arena count;
-  launch::hopper_memory<T>::take(count, s, plan.chunk_rows, limit, plan.capacity);
-  poisoned const memory(count.needed());
-  detail::arena arena(memory.data(), memory.bytes());
-  auto m = launch::hopper_memory<T>::take(arena, s, plan.chunk_rows, limit, plan.capacity);
-  REQUIRE(arena.fits());
-  if (one_chunk_at_a_time) {
-    m.pool_rows =
-        std::int64_t{s.batch} * s.kv_heads * round_up(smaller(plan.capacity, s.kv_tokens), 128);
-  }
-  device_call<T> x(t, order);
-  attention_call<T, device> call{s, x.q.view, x.k.view, x.v.view, x.out.view, x.lse, in.on_device};
+  memory_of<T> const memory(s, plan.chunk_rows, limit, plan.capacity, room);
+  device_call<T> x(tensors_of<T>(c, D, sharpness), order);
+  auto call = x.call(in.on_device);
   testing::result<T> oracle(s);
   fill_oracle(oracle, call, near, limit, twin);
   REQUIRE(launch::hopper_can_read(call));
-  REQUIRE((launch::hopper_near<T, D, true>(call, near, limit, x.lse, m, {}).ok()));
-  REQUIRE((launch::hopper_far<T, D, true>(call, near, limit, twin, x.lse, m, {}).ok()));
-  REQUIRE((launch::hopper_rescued<T, D, true>(call, near, limit, twin, x.lse, m, {}).ok()));
+  run_stages<T, D, true>(call, near, limit, twin, memory.m);
   check_cuda(cudaDeviceSynchronize());
   check_outputs(x, oracle, what);
 
@@ -156,17 +125,9 @@ void check_stages(shape_case const& c, near_field near, mask limit, plan_view<ho
   x.clear();
   call.v = {};
   call.out = {};
-  REQUIRE((launch::hopper_near<T, D, false>(call, near, limit, x.lse, m, {}).ok()));
-  REQUIRE((launch::hopper_far<T, D, false>(call, near, limit, twin, x.lse, m, {}).ok()));
-  REQUIRE((launch::hopper_rescued<T, D, false>(call, near, limit, twin, x.lse, m, {}).ok()));
-  auto const keys_only = x.lses();
-  bool same = true;
-  for (std::size_t n = 0; n < whole.size(); ++n) {
-    same = same && (whole[n] == keys_only[n] ||
-                    std::abs(whole[n] - keys_only[n]) <= 1e-5f * (1.f + std::abs(whole[n])));
-  }
-  CHECK_MESSAGE(same, what << ": lse of keys only");
-  CHECK(memory.guard_is_whole());
+  run_stages<T, D, false>(call, near, limit, twin, memory.m);
+  check_same_lse(whole, x.lses(), 1e-5f, what);
+  CHECK(memory.bytes.guard_is_whole());
 }
 
 // Whether this GPU has the Hopper kernels; says so where it has not.
@@ -181,27 +142,16 @@ void check_plans(std::uint64_t seed) {
   testing::generator g(seed);
   for (shape_case const& c : shape_cases) {
     for (auto const kind : testing::plan_kinds) {
-      attention_shape s = c.shape;
-      s.dim = D;
+      attention_shape const s = c.with_dim(D);
       near_field const near = fields[g.below(10)];
       mask const limit = g.below(2) == 0 ? mask::causal : mask::full;
       attention_plan<> const plan(s, {c.chunk_rows}, g.below(3) == 0 ? s.kv_tokens / 2 : -1);
       testing::fill_plan(plan, kind, g.bits());
-      for (int b = 0; b < s.batch && !c.q_lengths.empty(); ++b) {
-        for (int h = 0; h < s.q_heads; ++h) {
-          for (int i = c.q_lengths[static_cast<std::size_t>(b)]; i < s.q_tokens; ++i) {
-            plan.view().rows_at(b, h)[i] = row_class::lazy;
-          }
-        }
-      }
       auto const order = g.below(2) == 0 ? layout::heads_first : layout::tokens_first;
-      check_stages<T, D>(c, near, limit, plan, order, g.below(2) == 0,
-                         "B " + std::to_string(s.batch) + " H " + std::to_string(s.q_heads) + "/" +
-                             std::to_string(s.kv_heads) + " N " + std::to_string(s.q_tokens) + "/" +
-                             std::to_string(s.kv_tokens) + " D " + std::to_string(D) + " window " +
-                             std::to_string(near.window) + " sinks " + std::to_string(near.sinks) +
-                             (limit == mask::full ? " full" : " causal") + " plan " +
-                             std::to_string(static_cast<int>(kind)));
+      auto const room = g.below(2) == 0 ? launch::packing::least : launch::packing::usual;
+      check_stages<T, D>(
+          c, near, limit, plan, order, room,
+          describe(s, near, limit, "plan " + std::to_string(static_cast<int>(kind))));
     }
   }
 }
@@ -209,12 +159,11 @@ void check_plans(std::uint64_t seed) {
 template <class T, int D>
 void check_in_order() {
   for (shape_case const& c : shape_cases) {
-    attention_shape s = c.shape;
-    s.dim = D;
+    attention_shape const s = c.with_dim(D);
     attention_plan<> const plan(s);
     testing::fill_plan(plan, testing::plan_kind::all_rescued, 1);
     auto const all = to_device(plan), none = to_device(attention_plan<>(s));
-    auto const t = tensors_of<T>(c, s, 1.f);
+    auto const t = tensors_of<T>(c, D);
     device_inputs const in(s, c.q_lengths, c.kv_lengths);
     buffer<device> const counter(256);
     launch::hopper_memory<T> m;
@@ -223,18 +172,14 @@ void check_in_order() {
       for (int n = -1; n < 10; ++n) {  // -1: dense
         near_field const near = n < 0 ? near_field{} : fields[n];
         device_call<T> x(t, n % 2 == 0 ? layout::heads_first : layout::tokens_first);
-        attention_call<T, device> const call{s,          x.q.view, x.k.view,    x.v.view,
-                                             x.out.view, x.lse,    in.on_device};
+        auto const call = x.call(in.on_device);
         testing::result<T> oracle(s);
         fill_oracle(oracle, call, near, limit, n < 0 ? all : none);
         status const ran = n < 0 ? launch::hopper_dense<T, D, true>(call, limit, x.lse, m, {})
                                  : launch::hopper_near<T, D, true>(call, near, limit, x.lse, m, {});
         REQUIRE(ran.ok());
         check_cuda(cudaDeviceSynchronize());
-        check_outputs(x, oracle,
-                      "in order " + std::to_string(n) + " N " + std::to_string(s.q_tokens) + "/" +
-                          std::to_string(s.kv_tokens) + " D " + std::to_string(D) +
-                          (limit == mask::full ? " full" : " causal"));
+        check_outputs(x, oracle, describe(s, near, limit, "in order " + std::to_string(n)));
       }
     }
   }
@@ -258,16 +203,14 @@ TEST_CASE_TEMPLATE("near, far and rescued rows equal the definition on any plan"
 TEST_CASE("huge logits give neither NaN nor infinity") {
   if (!has_hopper()) return;
   shape_case const c{{1, 2, 1, 300, 600}, 50, {}, {}};
-  attention_shape s = c.shape;
-  s.dim = 128;
   for (auto const kind : {testing::plan_kind::random, testing::plan_kind::last_token}) {
-    attention_plan<> const plan(s, {50});
+    attention_plan<> const plan(c.with_dim(128), {50});
     testing::fill_plan(plan, kind, 1);
     // A few keys of equal weight decide each row.
-    check_stages<bfloat16, 128>(c, {0, 0}, mask::causal, plan, layout::heads_first, false,
-                                "huge logits", 64.f);
-    check_stages<bfloat16, 128>(c, {3, 1}, mask::full, plan, layout::tokens_first, true,
-                                "huge logits, full", 64.f);
+    check_stages<bfloat16, 128>(c, {0, 0}, mask::causal, plan, layout::heads_first,
+                                launch::packing::usual, "huge logits", 64.f);
+    check_stages<bfloat16, 128>(c, {3, 1}, mask::full, plan, layout::tokens_first,
+                                launch::packing::least, "huge logits, full", 64.f);
   }
 }
 
@@ -278,21 +221,13 @@ TEST_CASE("the same bits, run after run") {
   attention_plan<> const plan(s, {256});
   testing::fill_plan(plan, testing::plan_kind::random, 9);
   auto const twin = to_device(plan);
-  detail::arena count;
-  launch::hopper_memory<bfloat16>::take(count, s, 256, mask::causal, s.kv_tokens);
-  poisoned memory(count.needed());
-  detail::arena arena(memory.data(), memory.bytes());
-  auto const m = launch::hopper_memory<bfloat16>::take(arena, s, 256, mask::causal, s.kv_tokens);
+  memory_of<bfloat16> memory(s, 256, mask::causal, s.kv_tokens);
   device_call<bfloat16> x(t);
-  attention_call<bfloat16, device> const call{s, x.q.view, x.k.view, x.v.view, x.out.view, x.lse};
-  near_field const near{100, 16};
   std::vector<bfloat16> first;
   for (int run = 0; run < 200; ++run) {
     x.clear();
-    memory.refill();
-    REQUIRE((launch::hopper_near<bfloat16, 64, true>(call, near, {}, x.lse, m, {}).ok()));
-    REQUIRE((launch::hopper_far<bfloat16, 64, true>(call, near, {}, twin, x.lse, m, {}).ok()));
-    REQUIRE((launch::hopper_rescued<bfloat16, 64, true>(call, near, {}, twin, x.lse, m, {}).ok()));
+    memory.bytes.refill();
+    run_stages<bfloat16, 64, true>(x.call(), {100, 16}, mask::causal, twin, memory.m);
     auto const values = x.out.download();
     if (run == 0) first = values;
     REQUIRE(std::memcmp(first.data(), values.data(), values.size() * sizeof(bfloat16)) == 0);
@@ -306,13 +241,10 @@ TEST_CASE("the bits of an active row do not depend on which rows are active besi
     auto const t = testing::random_tensors<bfloat16>(s, 5);
     attention_plan<> const plan(s, {300});
     testing::fill_plan(plan, testing::plan_kind::random, 9);
-    detail::arena count;
-    launch::hopper_memory<bfloat16>::take(count, s, 300, limit, s.kv_tokens);
-    poisoned const memory(count.needed());
-    detail::arena arena(memory.data(), memory.bytes());
-    auto const m = launch::hopper_memory<bfloat16>::take(arena, s, 300, limit, s.kv_tokens);
+    memory_of<bfloat16> const memory(s, 300, limit, s.kv_tokens);
+    auto const& m = memory.m;
     device_call<bfloat16> x(t);
-    attention_call<bfloat16, device> const call{s, x.q.view, x.k.view, x.v.view, x.out.view, x.lse};
+    auto const call = x.call();
     near_field const near{40, 4};
     std::vector<bfloat16> outs[2];
     std::vector<float> lses[2];

@@ -1,17 +1,11 @@
 // The portable path's stages against the reference, on shapes, plans and memories at the edges.
-#include "support/device.cuh"
+#include "support/stages.cuh"
 
 #include <omnisparse/backend/cuda/portable.cuh>
 
 using namespace testing_support;
 
 namespace {
-
-struct shape_case {
-  attention_shape shape;  // dim is set by the test
-  int chunk_rows;
-  std::vector<int> q_lengths, kv_lengths;
-};
 
 // Tiles are 64 or 128 rows by 16, 32, 64 or 128 keys: lengths at and beside all of them.
 shape_case const shape_cases[] = {
@@ -30,50 +24,8 @@ shape_case const shape_cases[] = {
 near_field const fields[] = {{0, 0},    {1, 0},    {64, 4}, {63, 16},    {65, 17},
                              {5000, 3}, {20, 300}, {0, 5},  {300, 5000}, {17, 1}};
 
-std::string describe(attention_shape const& s, near_field near, mask limit, int what) {
-  return "B " + std::to_string(s.batch) + " H " + std::to_string(s.q_heads) + "/" +
-         std::to_string(s.kv_heads) + " N " + std::to_string(s.q_tokens) + "/" +
-         std::to_string(s.kv_tokens) + " D " + std::to_string(s.dim) + " window " +
-         std::to_string(near.window) + " sinks " + std::to_string(near.sinks) +
-         (limit == mask::full ? " full " : " causal ") + std::to_string(what);
-}
-
 template <class T>
-testing::tensors<T> tensors_of(shape_case const& c, attention_shape const& s, float sharpness) {
-  auto t = testing::random_tensors<T>(s, 7, sharpness);
-  // What lies beyond a sequence's length is memory of somebody else.
-  auto const spoil = [&](std::vector<T>& x, std::vector<int> const& lengths, int heads,
-                         int tokens) {
-    for (std::size_t n = 0; n < x.size() && !lengths.empty(); ++n) {
-      auto const token = static_cast<int>(n / static_cast<std::size_t>(s.dim));
-      int const length = lengths[static_cast<std::size_t>(token / tokens / heads)];
-      if (token % tokens >= length) x[n] = static_cast<T>(__builtin_nanf(""));
-    }
-  };
-  spoil(t.q, c.q_lengths, s.q_heads, s.q_tokens);
-  spoil(t.k, c.kv_lengths, s.kv_heads, s.kv_tokens);
-  spoil(t.v, c.kv_lengths, s.kv_heads, s.kv_tokens);
-  return t;
-}
-
-// The memory of the path, poisoned.
-template <class T>
-struct path_memory {
-  poisoned memory;
-  launch::portable_memory<T> m;
-
-  path_memory(attention_shape const& s, int chunk_rows, mask limit)
-      : memory(bytes(s, chunk_rows, limit)) {
-    detail::arena arena(memory.data(), memory.bytes());
-    m = launch::portable_memory<T>::take(arena, s, chunk_rows, limit);
-    REQUIRE(arena.fits());
-  }
-  static std::size_t bytes(attention_shape const& s, int chunk_rows, mask limit) {
-    detail::arena count;
-    launch::portable_memory<T>::take(count, s, chunk_rows, limit);
-    return count.needed();
-  }
-};
+using memory_of = path_memory<launch::portable_memory<T>>;
 
 template <class T, int D, bool Values>
 void run_stages(attention_call<T, device> const& call, near_field near, mask limit,
@@ -83,21 +35,12 @@ void run_stages(attention_call<T, device> const& call, near_field near, mask lim
   REQUIRE(launch::portable_rescued<T, D, Values>(call, near, limit, plan, call.lse, m, {}).ok());
 }
 
-// The lse of keys only against those of the whole call.
-void check_same_lse(std::vector<float> const& whole, std::vector<float> const& keys_only,
-                    std::string const& what) {
-  bool same = true;
-  for (std::size_t n = 0; n < whole.size(); ++n) same = same && whole[n] == keys_only[n];
-  CHECK_MESSAGE(same, what << ": lse of keys only");
-}
-
 // The whole plan, in stages, with values and with keys only, against the reference.
 template <class T, int D>
 void check_stages(shape_case const& c, near_field near, mask limit, plan_view<host> const& plan,
                   layout order, std::string const& what, float sharpness = 1.f) {
-  attention_shape s = c.shape;
-  s.dim = D;
-  auto const t = tensors_of<T>(c, s, sharpness);
+  attention_shape const s = c.with_dim(D);
+  auto const t = tensors_of<T>(c, D, sharpness);
   device_inputs const in(s, c.q_lengths, c.kv_lengths);
   testing::result<T> oracle(s);
   auto const reference = attention{backend::reference{}}.with(near).with(limit);
@@ -105,11 +48,10 @@ void check_stages(shape_case const& c, near_field near, mask limit, plan_view<ho
               .run(t.q_view(), t.k_view(), t.v_view(), plan, oracle.out_view, oracle.lses,
                    workspace<>{}, in.on_host)
               .ok());
-  attention_plan<device> const twin(s, {plan.chunk_rows}, plan.capacity);
-  REQUIRE(copy_plan(twin.view(), plan).ok());
-  path_memory<T> const p(s, plan.chunk_rows, limit);
+  auto const twin = to_device(plan);
+  memory_of<T> const p(s, plan.chunk_rows, limit);
   device_call<T> x(t, order);
-  attention_call<T, device> call{s, x.q.view, x.k.view, x.v.view, x.out.view, x.lse, in.on_device};
+  auto call = x.call(in.on_device);
   run_stages<T, D, true>(call, near, limit, twin, p.m);
   check_cuda(cudaDeviceSynchronize());
   check_outputs(x, oracle, what);
@@ -118,8 +60,8 @@ void check_stages(shape_case const& c, near_field near, mask limit, plan_view<ho
   call.v = {};
   call.out = {};
   run_stages<T, D, false>(call, near, limit, twin, p.m);
-  check_same_lse(whole, x.lses(), what);
-  CHECK(p.memory.guard_is_whole());
+  check_same_lse(whole, x.lses(), 0.f, what);
+  CHECK(p.bytes.guard_is_whole());
 }
 
 constexpr layout orders[] = {layout::heads_first, layout::tokens_first, layout::unaligned};
@@ -131,14 +73,13 @@ void check_plans(std::uint64_t seed) {
   for (shape_case const& c : shape_cases) {
     for (auto const kind : testing::plan_kinds) {
       if (++n % 3 != 0) continue;  // the other dtypes and dimensions take the others
-      attention_shape s = c.shape;
-      s.dim = D;
+      attention_shape const s = c.with_dim(D);
       near_field const near = fields[g.below(10)];
       mask const limit = g.below(2) == 0 ? mask::causal : mask::full;
       attention_plan<> const plan(s, {c.chunk_rows}, g.below(3) == 0 ? s.kv_tokens / 2 : -1);
       testing::fill_plan(plan, kind, g.bits());
       check_stages<T, D>(c, near, limit, plan, orders[g.below(3)],
-                         describe(s, near, limit, static_cast<int>(kind)));
+                         describe(s, near, limit, std::to_string(static_cast<int>(kind))));
     }
   }
 }
@@ -148,11 +89,10 @@ template <class T, int D>
 void check_in_order(std::uint64_t seed) {
   testing::generator g(seed);
   for (shape_case const& c : shape_cases) {
-    attention_shape s = c.shape;
-    s.dim = D;
+    attention_shape const s = c.with_dim(D);
     attention_plan<> const all(s), none(s);
     testing::fill_plan(all, testing::plan_kind::all_rescued, 1);
-    auto const t = tensors_of<T>(c, s, 1.f);
+    auto const t = tensors_of<T>(c, D);
     device_inputs const in(s, c.q_lengths, c.kv_lengths);
     for (int n = 0; n < 5; ++n) {
       bool const dense = n < 2;
@@ -166,9 +106,8 @@ void check_in_order(std::uint64_t seed) {
                        oracle.lses, workspace<>{}, in.on_host)
                   .ok());
       device_call<T> x(t, orders[g.below(3)]);
-      attention_call<T, device> call{s,          x.q.view, x.k.view,    x.v.view,
-                                     x.out.view, x.lse,    in.on_device};
-      auto const what = "in order " + describe(s, near, limit, n);
+      auto call = x.call(in.on_device);
+      auto const what = describe(s, near, limit, "in order " + std::to_string(n));
       status const ran = dense
                              ? launch::portable_dense<T, D, true>(call, limit, x.lse, {}, {})
                              : launch::portable_near<T, D, true>(call, near, limit, x.lse, {}, {});
@@ -181,7 +120,7 @@ void check_in_order(std::uint64_t seed) {
       call.v = {};
       call.out = {};
       REQUIRE(launch::portable_dense<T, D, false>(call, limit, x.lse, {}, {}).ok());
-      check_same_lse(whole, x.lses(), what);
+      check_same_lse(whole, x.lses(), 0.f, what);
     }
   }
 }
@@ -214,10 +153,8 @@ TEST_CASE("float equals the reference in order and on any plan") {
 
 TEST_CASE("logits of 1e4 give neither NaN nor infinity") {
   shape_case const c{{1, 2, 1, 150, 300}, 50, {}, {}};
-  attention_shape s = c.shape;
-  s.dim = 128;
   for (auto const kind : {testing::plan_kind::random, testing::plan_kind::last_token}) {
-    attention_plan<> const plan(s, {50});
+    attention_plan<> const plan(c.with_dim(128), {50});
     testing::fill_plan(plan, kind, 1);
     for (float const sharpness : {64.f, 800.f}) {
       check_stages<bfloat16, 128>(c, {0, 0}, mask::causal, plan, layout::heads_first, "huge logits",
@@ -234,9 +171,8 @@ TEST_CASE_TEMPLATE("NaN and infinity reach only the rows that see them", T, bflo
   near_field const near{10, 2};
   attention_plan<> const plan(s, chunk{40});
   testing::fill_plan(plan, testing::plan_kind::random, 2);
-  attention_plan<device> const twin(s, {40});
-  REQUIRE(copy_plan(twin.view(), plan.view()).ok());
-  path_memory<T> const p(s, 40, mask::causal);
+  auto const twin = to_device(plan);
+  memory_of<T> const p(s, 40, mask::causal);
   auto const clean = testing::random_tensors<T>(s, 5);
   testing::result<T> oracle(s);
   REQUIRE(attention{backend::reference{}}
@@ -259,8 +195,7 @@ TEST_CASE_TEMPLATE("NaN and infinity reach only the rows that see them", T, bflo
         x[static_cast<std::size_t>(at * D + d + (where == 2 ? 13 : 0))] = static_cast<T>(bad);
       }
       device_call<T> x(dirty);
-      run_stages<T, D, true>({s, x.q.view, x.k.view, x.v.view, x.out.view, x.lse}, near,
-                             mask::causal, twin, p.m);
+      run_stages<T, D, true>(x.call(), near, mask::causal, twin, p.m);
       auto const out = x.out.download();
       int unseen = 0, seen = 0, wrong = 0;
       for (int h = 0; h < 3; ++h) {
@@ -285,9 +220,7 @@ TEST_CASE_TEMPLATE("NaN and infinity reach only the rows that see them", T, bflo
 }
 
 TEST_CASE("a damaged plan reads and writes nothing outside of the tensors") {
-  shape_case const c{{2, 6, 2, 150, 200}, 50, {}, {}};
-  attention_shape s = c.shape;
-  s.dim = 64;
+  attention_shape const s{2, 6, 2, 150, 200, 64};
   testing::generator g(5);
   attention_plan<> const plan(s, {50}, 90);
   auto const view = plan.view();
@@ -298,19 +231,17 @@ TEST_CASE("a damaged plan reads and writes nothing outside of the tensors") {
     view.kept_counts[n] = n % 3 == 0 ? static_cast<int>(g.bits()) : g.below(91);
     for (int e = 0; e < 90; ++e) view.kept[n * 90 + e] = static_cast<int>(g.bits());
   }
-  attention_plan<device> const twin(s, {50}, 90);
-  REQUIRE(copy_plan(twin.view(), view).ok());
+  auto const twin = to_device(view);
   auto const t = testing::random_tensors<bfloat16>(s, 7);
   for (mask const limit : {mask::causal, mask::full}) {
-    path_memory<bfloat16> const p(s, 50, limit);
+    memory_of<bfloat16> const p(s, 50, limit);
     device_call<bfloat16> x(t);
-    run_stages<bfloat16, 64, true>({s, x.q.view, x.k.view, x.v.view, x.out.view, x.lse}, {10, 3},
-                                   limit, twin, p.m);
+    run_stages<bfloat16, 64, true>(x.call(), {10, 3}, limit, twin, p.m);
     check_cuda(cudaDeviceSynchronize());
     int bad = 0;
     for (auto const value : x.out.download()) bad += !std::isfinite(static_cast<float>(value));
     CHECK(bad == 0);
-    CHECK(p.memory.guard_is_whole());
+    CHECK(p.bytes.guard_is_whole());
   }
 }
 
@@ -336,15 +267,14 @@ TEST_CASE("offsets beyond 2^31 elements") {
   near_field const near{50, 3};
   attention_plan<> const plan(s, {20});
   testing::fill_plan(plan, testing::plan_kind::random, 3);
-  attention_plan<device> const twin(s, {20});
-  REQUIRE(copy_plan(twin.view(), plan.view()).ok());
+  auto const twin = to_device(plan);
   testing::result<bfloat16> oracle(s);
   REQUIRE(attention{backend::reference{}}
               .with(near)
               .run(t.q_view(), t.k_view(), t.v_view(), plan.view(), oracle.out_view, oracle.lses,
                    workspace<>{})
               .ok());
-  path_memory<bfloat16> const p(s, 20, mask::causal);
+  memory_of<bfloat16> const p(s, 20, mask::causal);
   device_call<bfloat16> x(t);
   run_stages<bfloat16, D, true>({s, x.q.view, k, v, x.out.view, x.lse}, near, mask::causal, twin,
                                 p.m);
@@ -357,17 +287,15 @@ TEST_CASE("the same bits, 1000 times") {
   auto const t = testing::random_tensors<bfloat16>(s, 5);
   attention_plan<> const plan(s, {128});
   testing::fill_plan(plan, testing::plan_kind::random, 9);
-  attention_plan<device> const twin(s, {128});
-  REQUIRE(copy_plan(twin.view(), plan.view()).ok());
-  path_memory<bfloat16> p(s, 128, mask::causal);
+  auto const twin = to_device(plan);
+  memory_of<bfloat16> p(s, 128, mask::causal);
   device_call<bfloat16> x(t);
   std::vector<bfloat16> first;
   int different = 0;
   for (int run = 0; run < 1000; ++run) {
     x.clear();
-    p.memory.refill();
-    run_stages<bfloat16, 64, true>({s, x.q.view, x.k.view, x.v.view, x.out.view, x.lse}, {40, 4},
-                                   mask::causal, twin, p.m);
+    p.bytes.refill();
+    run_stages<bfloat16, 64, true>(x.call(), {40, 4}, mask::causal, twin, p.m);
     auto const values = x.out.download();
     if (run == 0) first = values;
     different += std::memcmp(first.data(), values.data(), values.size() * sizeof(bfloat16)) != 0;
@@ -386,12 +314,10 @@ TEST_CASE("the bits of a row do not depend on the rows beside it") {
     testing::generator g(4);
     std::vector<bfloat16> outs[2];
     for (auto& out : outs) {
-      attention_plan<device> const twin(s, {128});
-      REQUIRE(copy_plan(twin.view(), plan).ok());
-      path_memory<bfloat16> const p(s, 128, limit);
+      auto const twin = to_device(plan);
+      memory_of<bfloat16> const p(s, 128, limit);
       device_call<bfloat16> x(t);
-      run_stages<bfloat16, 128, true>({s, x.q.view, x.k.view, x.v.view, x.out.view, x.lse}, {40, 4},
-                                      limit, twin, p.m);
+      run_stages<bfloat16, 128, true>(x.call(), {40, 4}, limit, twin, p.m);
       out = x.out.download();
       for (std::int64_t r = 0; r < plan.row_count(); ++r) {  // some rows leave
         if (g.below(3) == 0) plan.rows[r] = static_cast<row_class>(2 * g.below(2));

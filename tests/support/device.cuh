@@ -21,6 +21,15 @@ inline void check_cuda(cudaError_t error) {
   REQUIRE_MESSAGE(error == cudaSuccess, std::string(cudaGetErrorString(error)));
 }
 
+inline std::string describe(attention_shape const& s, near_field const& near, mask limit,
+                            std::string const& more) {
+  return "B " + std::to_string(s.batch) + " H " + std::to_string(s.q_heads) + "/" +
+         std::to_string(s.kv_heads) + " N " + std::to_string(s.q_tokens) + "/" +
+         std::to_string(s.kv_tokens) + " D " + std::to_string(s.dim) + " window " +
+         std::to_string(near.window) + " sinks " + std::to_string(near.sinks) +
+         (limit == mask::full ? " full " : " causal ") + more;
+}
+
 /// Device memory full of 0xff bytes (NaN in every dtype), with a guard behind that must stay so.
 class poisoned {
  public:
@@ -169,6 +178,10 @@ struct device_call {
     out.poison();
     check_cuda(cudaMemset(lse_memory.data(), 0xff, lse_memory.bytes()));
   }
+  /// The tensors as a stage of the backend takes them.
+  attention_call<T, device> call(inputs<device> const& in = {}) const {
+    return {shape, q.view, k.view, v.view, out.view, lse, in};
+  }
   std::int64_t rows() const { return std::int64_t{shape.batch} * shape.q_heads * shape.q_tokens; }
   std::vector<float> lses() const {
     std::vector<float> values(static_cast<std::size_t>(rows()));
@@ -177,6 +190,14 @@ struct device_call {
     return values;
   }
 };
+
+/// A host plan's twin on the device.
+inline attention_plan<device> to_device(plan_view<host> const& plan) {
+  attention_plan<device> twin(plan.shape, {plan.chunk_rows}, plan.capacity);
+  REQUIRE(twin);
+  REQUIRE(copy_plan(twin.view(), plan).ok());
+  return twin;
+}
 
 /// Compares the outputs of a finished call with those of the reference.
 template <class T>
