@@ -72,6 +72,7 @@ if [ "$quick" = 0 ]; then
   fi
   unset OMP_NUM_THREADS OMP_WAIT_POLICY OMP_TOOL_LIBRARIES TSAN_OPTIONS
   if command -v "${CUDACXX:-nvcc}" >/dev/null 2>&1; then
+    need_packages libbenchmark-dev
     job cuda-parts "$@"
   else
     echo "== cuda-parts: skipped, this machine has no nvcc (it comes with the CUDA Toolkit)"
