@@ -3,6 +3,7 @@
 // before left it. Useful work counts visible pairs only.
 #include "cuda_support.cuh"
 
+#include <omnisparse/presets.hpp>
 #include <omnisparse/testing/random.hpp>
 
 #include <cstdio>
@@ -196,23 +197,23 @@ void rescue_rows(benchmark::State& state) {
   state.counters["extra"] = all - laps[0];
 }
 
-/// A whole call on planted inputs, then its stages one by one, then what its plan came to.
-void prefill(benchmark::State& state) {
-  attention_shape const s =
-      shape_of_case(static_cast<int>(state.range(0)), static_cast<int>(state.range(1)));
-  auto const& t = tensors_of(s, static_cast<float>(state.range(2)) / 100);
-  auto const attend = sparse(static_cast<float>(state.range(3)) / 100);
+/// Times whole calls, then counts what the plan comes to and what the rows see by it. The plan.
+template <class Attention>
+attention_plan<host> time_whole(benchmark::State& state, Attention const& attend,
+                                device_tensors<T> const& t) {
+  attention_shape const& s = t.shape;
   double ms = 0;
   attention_plan<host> decided;
   {
-    workspace<device> const memory(attend.workspace_bytes<T>(s));
+    workspace<device> const memory(attend.template workspace_bytes<T>(s));
     ms = time_calls(state, [&] { return attend(t.q, t.k, t.v, t.out, t.lse, memory); });
     auto const plan = attend.make_plan(s);
     or_throw(attend.plan(t.q, t.k, plan, memory));
     decided = on_host(plan.view());
   }
-  plan_summary const sum = summarize(decided, near, mask::causal);
+  plan_summary const sum = summarize(decided, attend.policies().near, mask::causal);
   state.counters["active"] = sum.active;
+  state.counters["rescued"] = sum.rescued;
   state.counters["density"] = sum.density;
   state.counters["TFLOP/s"] = tera_flops(s, static_cast<double>(sum.visible_pairs), ms);
 
@@ -229,6 +230,24 @@ void prefill(benchmark::State& state) {
     recall += std::exp(static_cast<double>(seen[n]) - static_cast<double>(all[n]));
   }
   state.counters["recall"] = recall / static_cast<double>(all.size());
+  return decided;
+}
+
+/// A whole call of the default composition, as it comes.
+void preset(benchmark::State& state) {
+  attention_shape const s =
+      shape_of_case(static_cast<int>(state.range(0)), static_cast<int>(state.range(1)));
+  auto const& t = tensors_of(s, static_cast<float>(state.range(2)) / 100);
+  time_whole(state, presets::local_first(backend::cuda{}, s.kv_tokens), t);
+}
+
+/// A whole call by a budget that is told, then its stages one by one.
+void prefill(benchmark::State& state) {
+  attention_shape const s =
+      shape_of_case(static_cast<int>(state.range(0)), static_cast<int>(state.range(1)));
+  auto const& t = tensors_of(s, static_cast<float>(state.range(2)) / 100);
+  auto const attend = sparse(static_cast<float>(state.range(3)) / 100);
+  auto const decided = time_whole(state, attend, t);
 
   // The stages in the order of the engine, then gathering and packing again, apart from `far`.
   auto const plan = on_device(decided, longest(decided));
@@ -373,6 +392,11 @@ BENCHMARK(guarded<prefill>)
     ->ArgsProduct({{64}, {131072}, {40}, {10}})
     ->ArgsProduct({{64}, {131072}, {15}, {5}})
     ->ArgNames({"D", "N", "active", "keep"})
+    ->Apply(timed);
+BENCHMARK(guarded<preset>)
+    ->Name("preset")
+    ->ArgsProduct({{128}, {8192, 32768, 131072}, {40}})
+    ->ArgNames({"D", "N", "active"})
     ->Apply(timed);
 BENCHMARK(guarded<top_fixed>)
     ->Name("top_fixed")

@@ -137,7 +137,7 @@ def measure(arguments) -> dict:
             first = cudnn(dim, tokens)
             ours.run(f"^{dense}/")
             second = cudnn(dim, tokens)
-            ours.run(f"^({dense}|prefill/D:{dim}/N:{tokens})/")
+            ours.run(f"^({dense}|(prefill|preset)/D:{dim}/N:{tokens})/")
             rows["cudnn"][dim, tokens] = (first + second) / 2
             torch.cuda.empty_cache()
         if arguments.fa3 and not rows["fa3"]:
@@ -210,6 +210,30 @@ def sparse_table(rows: dict) -> list[str]:
             values = [ours.get(name, stage) for stage in stages]
             values[-1] -= values[-2] + values[-3]
             lines.append(f"| {dim} | {active} / {keep} % | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+    return lines
+
+
+def preset_table(rows: dict) -> list[str]:
+    ours = rows["ours"]
+    lines = [
+        "## The default composition",
+        "",
+        "`presets::local_first` as it comes, whole calls on planted inputs where 40 % of the rows look far. Active rows include",
+        "the rescued ones.",
+        "",
+        "| D | N | active | rescued | density | recall | call ms | own dense ms | over own dense | over cuDNN |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for tokens in LENGTHS:
+        name = f"preset/D:128/N:{tokens}/active:40"
+        if name not in ours.seen:
+            continue
+        ms, dense = ours.get(name), ours.get(f"dense/D:128/N:{tokens}/portable:0")
+        lines.append(
+            f"| 128 | {tokens} | {ours.get(name, 'active'):.1%} | {ours.get(name, 'rescued'):.1%} | {ours.get(name, 'density'):.2%} "
+            f"| {ours.get(name, 'recall'):.4f} | {ms:.3f} | {dense:.3f} | {dense / ms:.2f} "
+            f"| {rows['cudnn'].get((128, tokens), math.nan) / ms:.2f} |"
+        )
     return lines
 
 
@@ -310,7 +334,7 @@ def main() -> None:
         "`python3 bench/cuda_peers.py build/cuda/bench/bench_cuda_attention`",
         "",
     ]
-    lines += [*goals_table(rows), "", *dense_table(rows), "", *sparse_table(rows)]
+    lines += [*goals_table(rows), "", *dense_table(rows), "", *sparse_table(rows), "", *preset_table(rows)]
     if rows["flex"]:
         lines += ["", "## FlexAttention at 128K, D 128", "", "Blocks of 128, the same for all heads.", ""]
         lines += ["| density | ms | useful TFLOP/s |", "| --- | --- | --- |"]

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -51,7 +52,7 @@ class stopwatch {
   }
 
  private:
-  std::vector<cudaEvent_t> events_;
+  std::deque<cudaEvent_t> events_;
   std::size_t used_ = 0;
 };
 
