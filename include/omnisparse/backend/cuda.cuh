@@ -49,7 +49,8 @@ struct engine<backend::cuda> {
                     cudaStream_t on) noexcept {
     if (status const bad = detail::check_plan_frame(plan, call.shape); !bad.ok()) return bad;
     // Laid out for the plan's chunks, not the functor's. Where these leave less room for packed
-    // lists, fewer are packed at a time.
+    // lists, fewer are packed at a time, and the keys of rescued rows are split less: such a run
+    // may differ in the last bits from one in a larger workspace.
     auto const lay_out = [&](launch::packing room, attend_memory<T>& m) {
       detail::arena arena(ws.data, ws.bytes);
       m = attend_memory<T>::take(arena, call.shape, plan.chunk_rows, p.limit, room);
