@@ -457,6 +457,44 @@ TEST_CASE("a list longer than a cluster reads at once") {
   }
 }
 
+// The later digits are searched among the keys that share the threshold's first one: in a pool
+// where they fit it, else again among all. Lengths around the tile of a CTA, and of a team.
+TEST_CASE("few or many keys share the first digit of the threshold") {
+  constexpr int few = collective::key_pool<collective::tally>::room;
+  constexpr int many = collective::key_pool<unsigned>::room;
+  for (int const candidates : {2048, 2049, 16384, 131072, 131073}) {
+    problem p = make_problem({1, 2, 2, 1, candidates + 1, 64}, {.window = 1, .sinks = 0});
+    fill(p, content::dyadic, count(candidates));
+    for (int const alike : {1, 700, few, few + 1, many, many + 1}) {
+      if (alike > candidates / 2) continue;
+      for (int const levels : {1, 1 << 20}) {
+        testing::generator random(count(alike + levels));
+        std::vector<int> order(count(candidates));
+        for (int j = 0; j < candidates; ++j) order[count(j)] = j;
+        for (auto& j : order) std::swap(j, order[count(random.below(candidates))]);
+        int const above = candidates / 4;
+        double mass =
+            p.pairs[0];  // of the first list, but for keys below the middle of those alike
+        for (int n = 0; n < candidates; ++n) {
+          bool const equals = n >= above && n < above + alike;
+          float const score = equals ? 1.f + static_cast<float>(random.below(levels)) / 4194304.f
+                                     : (n < above ? 2.f : 0.25f) * (1.5f + 0.4f * random.uniform());
+          auto const j = count(order[count(n)]);
+          p.score[j] = p.score[count(p.keys) + j] = score;
+          if (n >= above + alike / 2) mass -= static_cast<double>(p.mass[j]);
+        }
+        p.name = "N " + std::to_string(candidates) + ", alike " + std::to_string(alike) +
+                 ", levels " + std::to_string(levels);
+        for (int const tokens : {above + 1, above + (alike + 1) / 2, above + alike}) {
+          check(p, budget::fixed{tokens}, true, "fixed " + std::to_string(tokens));
+        }
+        auto const recall = static_cast<float>(mass / p.pairs[0]);
+        check(p, budget::per_head{.recall = recall}, true, "per head");
+      }
+    }
+  }
+}
+
 TEST_CASE("batches, chunks, ranges, ragged lengths, segments, both masks") {
   for (mask const limit : {mask::causal, mask::full}) {
     for (bool const texts : {false, true}) {

@@ -51,7 +51,7 @@ status launch_teams(void (*function)(P...), int lists, int kv_tokens, Bytes cons
   cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(lists * size));
-  config.blockDim = dim3(kernel::select_threads);
+  config.blockDim = dim3(collective::team::threads);
   config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
   config.stream = on;
   config.attrs = &cluster;
@@ -91,7 +91,7 @@ status select(attention_call<T, device> const& call, Policies const& p,
   using budget = std::remove_cvref_t<decltype(p.budget)>;
   return launch_teams(
       kernel::select_lists<budget, probed>, lists, tokens,
-      [&](int ctas) { return kernel::ranks_bytes(tokens, ctas); }, on, frame, p.budget, m.reached,
+      [&](int ctas) { return kernel::tile_bytes(tokens, ctas); }, on, frame, p.budget, m.reached,
       plan);
 }
 

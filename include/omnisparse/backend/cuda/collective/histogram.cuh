@@ -3,6 +3,7 @@
 #pragma once
 
 #include <omnisparse/backend/cuda/collective/tally.cuh>
+#include <omnisparse/backend/cuda/collective/team.cuh>
 
 #include <type_traits>
 
@@ -43,7 +44,7 @@ struct histogram {
 
   /// By the whole CTA.
   __device__ void clear(int cut_at) noexcept {
-    for (int n = static_cast<int>(threadIdx.x); n < bins; n += static_cast<int>(blockDim.x)) {
+    for (int n = static_cast<int>(threadIdx.x); n < bins; n += team::threads) {
       counts[n] = 0;
       if constexpr (weighs) low[n] = high[n] = 0;
     }

@@ -20,10 +20,8 @@ struct list_frame {
 
 /// A score as an integer of the same order. NaN ranks with -infinity, last; -0 is 0.
 __device__ inline unsigned rank_of(float score) noexcept {
-  constexpr unsigned lowest = ~0xff800000u, highest = 0xff800000u;  // of the infinities
-  int const bits = __float_as_int(score + 0.f);
-  unsigned const rank = static_cast<unsigned>(bits ^ (bits >> 31 | static_cast<int>(0x80000000u)));
-  return rank - lowest <= highest - lowest ? rank : lowest;
+  int const bits = __float_as_int(fmaxf(score + 0.f, -INFINITY));
+  return static_cast<unsigned>(bits ^ (bits >> 31 | static_cast<int>(0x80000000u)));
 }
 __device__ inline bool is_ranked(unsigned key) noexcept {
   return key != no_candidate && key != text_key;
@@ -50,10 +48,11 @@ struct list_keys {
   int split = 0;         ///< see histogram
   std::int64_t row = 0;  ///< of the scores
   far_candidates far = {};
-  int begin = 0, end = 0;     ///< the keys of this warp
+  int begin = 0, end = 0;     ///< the keys of this CTA
+  int each = 128;             ///< of them belong to a warp, then to the next one: a tile
   unsigned* known = nullptr;  ///< [end - begin] in shared memory: their ranks; or null
 
-  /// `room` [CTA's share of the keys] is shared memory for ranks, or null.
+  /// `room` [tile] is shared memory for the ranks of a CTA that has one tile, or null.
   __device__ list_keys(list_frame const& f, int list, team const& t, unsigned* room) noexcept
       : frame(f) {
     int const heads = f.shape.kv_heads;
@@ -89,50 +88,66 @@ struct list_keys {
     return has_texts() && frame.in.segments(b, j) == segment::text;
   }
 
-  /// Shows this warp's keys in order, 128 at a time: visit(block, keys, held), where keys[i] is the
-  /// rank of key block + 32 i + lane and held[i] its mass. By whole warps.
+  /// Keys of this CTA that its warps look at together: `tile` consecutive ones.
+  __device__ int tile() const noexcept { return each * team::warps; }
+
+  /// Shows all keys of this CTA: see `each_block_of`.
   template <ranks From, masses Also, class Visit>
   __device__ void each_block(Visit const& visit) const noexcept {
-    constexpr int ahead = Also == masses::yes && From != ranks::none ? 2 : 4;  // blocks in flight
-    bool const asks = From == ranks::scores || (From == ranks::kept && known == nullptr);
+    for (int first = begin; first < end; first += tile()) each_block_of<From, Also>(first, visit);
+  }
+
+  /// Shows this warp's keys of the tile from `first` on, in order, 128 at a time: visit(block,
+  /// keys, held), where keys[i] is the rank of key block + 32 i + lane and held[i] its mass. By
+  /// whole warps.
+  template <ranks From, masses Also, class Visit>
+  __device__ void each_block_of(int first, Visit const& visit) const noexcept {
+    first += each * warp_index();
+    int const stop = smaller(first + each, end);
+    if (From == ranks::kept && known == nullptr) {
+      walk<ranks::scores, Also>(first, stop, visit);
+    } else {
+      walk<From, Also>(first, stop, visit);
+    }
+  }
+
+ private:
+  template <ranks From, masses Also, class Visit>
+  __device__ void walk(int first, int stop, Visit const& visit) const noexcept {
+    constexpr bool reads_scores = From == ranks::scores, reads_masses = Also == masses::yes;
+    constexpr int ahead = reads_scores && reads_masses ? 2 : 4;  // blocks in flight
     float const* const score = frame.scores.score + row;
     float const* const mass = frame.scores.mass + row;
-    for (int first = begin; first < end; first += ahead * 128) {
+    for (; first < stop; first += ahead * 128) {
       float s[ahead][4] = {}, m[ahead][4] = {};
 #pragma unroll
       for (int n = 0; n < ahead * 4; ++n) {
         int const j = first + n * 32 + lane_index();
-        if (asks && j < end) s[n / 4][n % 4] = __ldg(score + j);
-        if (Also == masses::yes && j < end) m[n / 4][n % 4] = __ldg(mass + j);
+        if (reads_scores && j < stop) s[n / 4][n % 4] = __ldg(score + j);
+        if (reads_masses && j < stop) m[n / 4][n % 4] = __ldg(mass + j);
       }
 #pragma unroll
       for (int n = 0; n < ahead; ++n) {
         int const block = first + n * 128;
-        if (block >= end) break;
+        if (block >= stop) break;
         unsigned keys[4];
         float held[4];
+        unsigned* const room = known + (block - begin + lane_index());
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          keys[i] = rank_of(s[n][i]);
+          keys[i] = From == ranks::kept ? room[i * 32] : rank_of(s[n][i]);
           held[i] = bounded(m[n][i]);
         }
-        unsigned* const room = known + (block - begin + lane_index());
-        if (From == ranks::kept && !asks) {
+        if (From != ranks::kept) sort_out(block, keys);
+        if (From == ranks::scores && known != nullptr) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) keys[i] = room[i * 32];
-        } else {
-          sort_out(block, keys);
-          if (From == ranks::scores && known != nullptr) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) room[i * 32] = keys[i];
-          }
+          for (int i = 0; i < 4; ++i) room[i * 32] = keys[i];
         }
         visit(block, keys, held);
       }
     }
   }
 
- private:
   // Names the keys of a block that are no candidates, and those that are text.
   __device__ void sort_out(int block, unsigned (&keys)[4]) const noexcept {
     auto const holds = [&](key_range r) { return r.begin <= block && block + 128 <= r.end; };
@@ -145,16 +160,17 @@ struct list_keys {
     }
   }
 
-  // Warps in order of CTA and warp, each a run of whole 128s.
+  // CTAs have consecutive keys, and so have the warps of a tile: at most 1024 each.
   __device__ void share_out(team const& t, unsigned* room) noexcept {
     int const low = (far.left.size() > 0 ? far.left.begin : far.right.begin) / 32 * 32;
     int const high = far.right.size() > 0 ? far.right.end : far.left.end;
-    int const warps = static_cast<int>(blockDim.x) / 32;
-    int const each = ceil_div(larger(0, high - low), t.size * warps * 128) * 128;
-    std::int64_t const first = low + std::int64_t{each} * (t.rank * warps + warp_index());
-    begin = static_cast<int>(smaller<std::int64_t>(first, high));
-    end = static_cast<int>(smaller<std::int64_t>(first + each, high));
-    if (room != nullptr) known = room + each * warp_index();
+    int const blocks = ceil_div(larger(0, high - low), team::warps * 128);  // for all warps
+    int const of_warp = t.divides(blocks + t.size - 1);
+    std::int64_t const share = std::int64_t{of_warp} * team::warps * 128;
+    begin = static_cast<int>(smaller<std::int64_t>(low + share * t.rank, high));
+    end = static_cast<int>(smaller<std::int64_t>(low + share * (t.rank + 1), high));
+    each = clamped(of_warp, 1, 8) * 128;
+    if (share <= tile()) known = room;
   }
 };
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <omnisparse/backend/cuda/collective/histogram.cuh>
-#include <omnisparse/backend/cuda/collective/team.cuh>
 
 namespace omnisparse::collective {
 
@@ -19,8 +18,39 @@ struct threshold {
   std::uint64_t lack;  ///< weight still wanted of the keys that equal the threshold; > 0
   unsigned above;      ///< keys above it, of all CTAs
   unsigned above_before;
+  W equal;  ///< keys that equal it, of all CTAs
   W equal_before;
-  W equal_here;  ///< keys that equal it, of this CTA
+};
+
+/// The keys of all CTAs whose first digit is the threshold's: few in most lists, and then the other
+/// digits are searched among them, by each CTA for itself.
+template <class W>
+struct key_pool {
+  static constexpr bool weighs = histogram<W>::weighs;
+  static constexpr int room = weighs ? 2048 : 3072;  // 99 KB of shared memory hold all we need
+
+  unsigned key[room];
+  std::uint64_t mass[weighs ? room : 1];
+  unsigned taken;  ///< by keys of this CTA
+
+  __device__ W weight(int n) const noexcept {
+    if constexpr (weighs) {
+      return {1, mass[n]};
+    } else {
+      return 1;
+    }
+  }
+  /// Shows the first `size` keys as `find_threshold` wants them.
+  template <class Visit>
+  __device__ void each(int size, Visit const& visit) const noexcept {
+    for (int first = warp_index() * 128; first < size; first += 4 * team::threads) {
+      int const n = first + lane_index();
+      unsigned keys[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) keys[i] = n + i * 32 < size ? key[n + i * 32] : no_candidate;
+      visit(keys, [&](int i) { return mass[weighs ? n + i * 32 : 0]; });
+    }
+  }
 };
 
 /// Shared memory of a search.
@@ -30,8 +60,10 @@ struct search_memory {
   static constexpr int group_bins = histogram<W>::group_bins;
 
   histogram<W> h[2];
-  W sums[2][team::most][groups];     ///< of the groups of each CTA; every other pass
+  W sums[2][groups];                 ///< of the groups of this CTA; every other pass
   W chosen[team::most][group_bins];  ///< the bins of one group of each CTA
+  unsigned starts[team::most];       ///< keys in the chosen bin of the CTAs of lower rank
+  key_pool<W> pool;                  ///< what the second digit has to tell apart
   threshold<W> found;
   int group;
   unsigned texts;  ///< text keys of this CTA
@@ -41,16 +73,16 @@ struct search_memory {
 /// 0; `read(rank, s)` is what slot s of the lane is in the CTA of that rank. `lack_of(whole)` is
 /// the weight that is lacking. Returns the slot that reaches it, counted from the largest, or -1
 /// where nothing is lacking.
-template <int Slots, class W, class Read, class Lack>
-__device__ int step_down(team const& t, threshold<W>& found, Read const& read,
+template <int Slots, class Team, class W, class Read, class Lack>
+__device__ int step_down(Team const& t, threshold<W>& found, Read const& read,
                          Lack const& lack_of) noexcept {
   W all[Slots] = {}, lane_all = {};
   unsigned before[Slots] = {}, lane_before = 0;
 #pragma unroll
   for (int s = 0; s < Slots; ++s) {
-#pragma unroll 4
-    for (int rank = 0; rank < t.size; ++rank) {
-      W const part = read(rank, s);
+#pragma unroll
+    for (int rank = 0; rank < Team::most; ++rank) {
+      W const part = rank < t.size ? read(rank, s) : W{};
       all[s] += part;
       before[s] += rank < t.rank ? count_of(part) : 0;
     }
@@ -83,8 +115,8 @@ __device__ int step_down(team const& t, threshold<W>& found, Read const& read,
 }
 
 /// Pass N of a search: counts a digit and chooses its value. See `find_threshold`.
-template <int N, class W, class Each, class Wanted>
-__device__ bool find_digit(team const& t, search_memory<W>& m, int split, Each const& each,
+template <int N, class Team, class W, class Each, class Wanted>
+__device__ bool find_digit(Team const& t, search_memory<W>& m, int split, Each const& each,
                            Wanted const& wanted) noexcept {
   constexpr digit d = digit::nth(N);
   constexpr int group_bins = search_memory<W>::group_bins;
@@ -109,17 +141,16 @@ __device__ bool find_digit(team const& t, search_memory<W>& m, int split, Each c
     __syncthreads();
   }
   if constexpr (N == 0) t.wait();  // now all CTAs have begun
-  for (int g = warp_index(); g < m.groups; g += static_cast<int>(blockDim.x) / 32) {
+  for (int g = warp_index(); g < m.groups; g += team::warps) {
     W const sum = now.group(g);
-    int const rank = lane_index();
-    if (rank < t.size) t.at(m.sums[N % 2][t.rank][g], rank) = sum;
+    if (lane_index() == 0) m.sums[N % 2][g] = sum;
   }
   t.sync();
   if constexpr (N == 1) m.h[0].clear(split);  // nobody reads the first digit any more
   if (warp_index() == 0) {
     threshold<W> next = m.found;
     int const group = step_down<1>(
-        t, next, [&](int rank, int) { return m.sums[N % 2][rank][lane_index()]; },
+        t, next, [&](int rank, int) { return t.at(m.sums[N % 2], rank)[lane_index()]; },
         [&](auto whole) {
           if (N > 0) return next.lack;
           std::uint64_t weight = 0;
@@ -131,8 +162,7 @@ __device__ bool find_digit(team const& t, search_memory<W>& m, int split, Each c
   __syncthreads();
   if (m.group < 0) return false;
   int const last = histogram<W>::bins - 1 - m.group * group_bins;
-  for (int n = static_cast<int>(threadIdx.x); n < t.size * group_bins;
-       n += static_cast<int>(blockDim.x)) {
+  for (int n = static_cast<int>(threadIdx.x); n < t.size * group_bins; n += team::threads) {
     int const rank = n / group_bins, b = n % group_bins;
     m.chosen[rank][b] = t.at(now, rank).bin(last - b);
   }
@@ -145,29 +175,93 @@ __device__ bool find_digit(team const& t, search_memory<W>& m, int split, Each c
     next.key |= static_cast<unsigned>(last - slot) << d.shift;
     int const rank = lane_index();
     W const equal = rank < t.size ? m.chosen[rank][slot] : W{};
+    next.equal = warp_sum(equal);
     next.equal_before = warp_sum(rank < t.rank ? equal : W{});
-    next.equal_here = shuffle(equal, t.rank);
+    unsigned const until = warp_scan(count_of(equal));
+    if (rank < t.size) m.starts[rank] = until - count_of(equal);
     if (lane_index() == 0) m.found = next;
   }
   __syncthreads();
   return true;
 }
 
-/// Searches among the keys that `first(visit)` and, in the second and third pass, `again(visit)`
-/// show: visit(keys, mass), four keys a lane, by whole warps; mass(i) is asked for where it counts.
-/// `wanted(whole)`, asked of one thread of each CTA, is the weight that keys at and above the
-/// threshold must reach, at most the whole; 0: there is nothing to find, and false is returned. By
-/// all threads of all CTAs; the answer is m.found.
+/// Brings the keys with the first digit found, of all CTAs and in their order, into the pool of
+/// every CTA.
+template <class W, class Again>
+__device__ void gather_keys(team const& t, search_memory<W>& m, Again const& again) noexcept {
+  constexpr digit later = digit::nth(1);
+  constexpr bool weighs = key_pool<W>::weighs;
+  key_pool<W>& pool = m.pool;
+  unsigned const prefix = m.found.key, from = m.starts[t.rank], size = count_of(m.found.equal);
+  again([&](unsigned const(&key)[4], auto const& mass) {
+    unsigned mine = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) mine += later.follows(prefix, key[i]) ? 1u : 0u;
+    if (mine == 0) return;
+    unsigned to = from + atomicAdd(&pool.taken, mine);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (!later.follows(prefix, key[i])) continue;
+      pool.key[to] = key[i];
+      if constexpr (weighs) pool.mass[to] = mass(i);
+      ++to;
+    }
+  });
+  t.sync();
+  for (unsigned n = threadIdx.x; n < size; n += team::threads) {
+    int rank = t.size - 1;
+    while (n < m.starts[rank]) --rank;
+    if (rank == t.rank) continue;
+    key_pool<W> const& theirs = t.at(pool, rank);
+    pool.key[n] = theirs.key[n];
+    if constexpr (weighs) pool.mass[n] = theirs.mass[n];
+  }
+  __syncthreads();
+}
+
+/// Counts the first `size` keys of the pool, those of lower ranks, as before this CTA.
+template <class W>
+__device__ void count_before(search_memory<W>& m, int size) noexcept {
+  unsigned const key = m.found.key;
+  unsigned above = 0;
+  W equal = {};
+  for (int n = static_cast<int>(threadIdx.x); n < size; n += team::threads) {
+    above += m.pool.key[n] > key ? 1u : 0u;
+    equal += m.pool.key[n] == key ? m.pool.weight(n) : W{};
+  }
+  above = warp_sum(above);
+  equal = warp_sum(equal);
+  if (lane_index() == 0) {
+    add_to(m.found.above_before, above);
+    add_to(m.found.equal_before, equal);
+  }
+  __syncthreads();
+}
+
+/// Searches among the keys that `first(visit)` and, later, `again(visit)` show: visit(keys, mass),
+/// four keys a lane, by whole warps; mass(i) is asked for where it counts. `wanted(whole)`, asked
+/// of one thread of each CTA, is the weight that keys at and above the threshold must reach, at
+/// most the whole; 0: there is nothing to find, and false is returned. By all threads of all CTAs;
+/// the answer is m.found. Other CTAs may look into m until the team's next barrier.
 template <class W, class First, class Again, class Wanted>
 __device__ bool find_threshold(team const& t, search_memory<W>& m, int split, First const& first,
                                Again const& again, Wanted const& wanted) noexcept {
   m.h[0].clear(split);
   m.h[1].clear(split);
-  if (threadIdx.x == 0) m.found = {};
+  if (threadIdx.x == 0) m.found = {}, m.pool.taken = 0;
   __syncthreads();
   t.arrive();
-  return find_digit<0>(t, m, split, first, wanted) && find_digit<1>(t, m, split, again, wanted) &&
-         find_digit<2>(t, m, split, again, wanted);
+  if (!find_digit<0>(t, m, split, first, wanted)) return false;
+  unsigned const size = count_of(m.found.equal), before = m.starts[t.rank];
+  if (size > m.pool.room) {
+    return find_digit<1>(t, m, split, again, wanted) && find_digit<2>(t, m, split, again, wanted);
+  }
+  gather_keys(t, m, again);
+  auto const pooled = [&](auto const& visit) { m.pool.each(static_cast<int>(size), visit); };
+  find_digit<1>(alone{}, m, split, pooled, wanted);
+  find_digit<2>(alone{}, m, split, pooled, wanted);
+  count_before(m, static_cast<int>(before));
+  return true;
 }
 
 }  // namespace omnisparse::collective

@@ -25,6 +25,13 @@ __device__ inline std::uint64_t weight_of(tally const& t) noexcept { return t.ma
 __device__ inline unsigned count_of(unsigned count) noexcept { return count; }
 __device__ inline unsigned count_of(tally const& t) noexcept { return t.count; }
 
+/// Adds to a sum in shared memory, as other threads do.
+__device__ inline void add_to(unsigned& sum, unsigned x) noexcept { atomicAdd(&sum, x); }
+__device__ inline void add_to(tally& sum, tally const& x) noexcept {
+  atomicAdd(&sum.count, x.count);
+  atomicAdd(reinterpret_cast<unsigned long long*>(&sum.mass), x.mass);
+}
+
 inline constexpr unsigned whole_warp = ~0u;
 
 __device__ inline int lane_index() noexcept { return static_cast<int>(threadIdx.x % 32); }

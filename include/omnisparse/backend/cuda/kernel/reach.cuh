@@ -6,8 +6,6 @@
 
 namespace omnisparse::kernel {
 
-inline constexpr int select_threads = 512;  ///< two CTAs fit a multiprocessor
-
 /// Dynamic shared memory of `measure_reach`.
 inline constexpr int reach_bytes = sizeof(collective::search_memory<collective::tally>);
 
@@ -21,59 +19,66 @@ __device__ inline std::uint64_t lacking_mass(float recall, std::uint64_t whole,
 }
 
 /// Of the keys that equal the threshold, taken in order: the count at which they reach what is
-/// lacking. Written by the one lane that holds that key.
-__device__ inline void count_ties(collective::list_keys const& keys,
+/// lacking. Written by the one thread that knows it.
+__device__ inline void count_ties(collective::team const& t, collective::list_keys const& keys,
                                   collective::threshold<collective::tally> const& found,
                                   collective::tally* warps, int* reach) noexcept {
   using namespace collective;
-  bool const here = found.equal_before.mass < found.lack &&
-                    found.lack <= found.equal_before.mass + found.equal_here.mass;
-  if (!here) return;  // the whole CTA
+  if (found.equal.count == 1) {
+    if (t.rank == 0 && threadIdx.x == 0) *reach = static_cast<int>(found.above + 1);
+    return;
+  }
   auto const tie = [&](unsigned key, float mass) {
     return key == found.key ? tally{1, keys.fixed(mass)} : tally{};
   };
-  tally own = {};
-  keys.each_block<ranks::scores, masses::yes>(
-      [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
-        for (int n = 0; n < 4; ++n) own += tie(key[n], mass[n]);
-      });
-  own = warp_sum(own);
-  if (lane_index() == 0) warps[warp_index()] = own;
-  __syncthreads();
-  tally passed = warp_sum(lane_index() < warp_index() ? warps[lane_index()] : tally{});
-  passed += found.equal_before;
-  if (passed.mass >= found.lack || passed.mass + own.mass < found.lack) return;
-  keys.each_block<ranks::scores, masses::yes>(
-      [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
-        for (int n = 0; n < 4; ++n) {
-          if (!__any_sync(whole_warp, key[n] == found.key)) continue;
-          tally const here = tie(key[n], mass[n]), sum = warp_scan(here);
-          std::uint64_t const reached = passed.mass + sum.mass;
-          if (reached - here.mass < found.lack && found.lack <= reached) {
-            *reach = static_cast<int>(found.above + passed.count + sum.count);
+  tally passed = found.equal_before;
+  for (int tile = keys.begin; tile < keys.end && passed.mass < found.lack; tile += keys.tile()) {
+    tally own = {};
+    keys.each_block_of<ranks::scores, masses::yes>(
+        tile, [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
+          for (int n = 0; n < 4; ++n) own += tie(key[n], mass[n]);
+        });
+    own = warp_sum(own);
+    __syncthreads();
+    if (lane_index() == 0) warps[warp_index()] = own;
+    __syncthreads();
+    tally const theirs = lane_index() < team::warps ? warps[lane_index()] : tally{};
+    tally before = passed;
+    before += warp_sum(lane_index() < warp_index() ? theirs : tally{});
+    passed += warp_sum(theirs);
+    if (before.mass >= found.lack || before.mass + own.mass < found.lack) continue;
+    keys.each_block_of<ranks::scores, masses::yes>(
+        tile, [&](int, unsigned const(&key)[4], float const(&mass)[4]) {
+          for (int n = 0; n < 4; ++n) {
+            if (!__any_sync(whole_warp, key[n] == found.key)) continue;
+            tally const here = tie(key[n], mass[n]), sum = warp_scan(here);
+            std::uint64_t const reached = before.mass + sum.mass;
+            if (reached - here.mass < found.lack && found.lack <= reached) {
+              *reach = static_cast<int>(found.above + before.count + sum.count);
+            }
+            before += shuffle(sum, 31);
           }
-          passed += shuffle(sum, 31);
-        }
-      });
+        });
+  }
 }
 
 /// Writes reach [lists] and, where heads are compared, concentration [lists]. Grid: a team of CTAs
 /// for each list of the range.
 template <bool Compares>
-__global__ void __launch_bounds__(select_threads, 2)
+__global__ void __launch_bounds__(collective::team::threads, 2)
     measure_reach(__grid_constant__ collective::list_frame const f, float recall, flatness_by by,
                   int* reach, double* concentration) {
   using namespace collective;
   extern __shared__ unsigned long long dynamic[];
-  __shared__ tally warps[select_threads / 32];
+  __shared__ tally warps[team::warps];
   __shared__ std::uint64_t sums[2];
   __shared__ unsigned most;
   team const t = team::current();
-  int const list = static_cast<int>(blockIdx.x) / t.size;
+  int const list = t.divides(static_cast<int>(blockIdx.x));
   list_keys const keys(f, list, t, nullptr);
   bool const speaks = t.rank == 0 && threadIdx.x == 0;
-  if (speaks) reach[list] = 0;
   if (keys.rows == 0) {
+    if (speaks) reach[list] = 0;
     if (Compares && speaks) concentration[list] = INFINITY;
     return;
   }
@@ -96,7 +101,11 @@ __global__ void __launch_bounds__(select_threads, 2)
       t, search, keys.split, each, each,
       [&](std::uint64_t candidates) { return lacking_mass(recall, keys.whole(), candidates); });
   t.sync();  // a CTA stays as long as others read its shared memory
-  if (lacking) count_ties(keys, search.found, warps, reach + list);
+  if (lacking) {
+    count_ties(t, keys, search.found, warps, reach + list);
+  } else if (speaks) {
+    reach[list] = 0;
+  }
 }
 
 }  // namespace omnisparse::kernel

@@ -24,11 +24,18 @@ __device__ inline int cluster_size() noexcept {
   return static_cast<int>(size);
 }
 
-/// The two halves of a barrier of the cluster's threads; shared memory written before the first is
-/// seen after the second. By whole warps.
-// barrier.cluster.arrive.release.aligned;
+/// What this thread wrote to its CTA's shared memory is seen in the cluster by whoever learns of
+/// what it does next. A general fence also waits for all of global memory.
+// fence.release.sync_restrict::shared::cta.cluster;
+__device__ inline void release_shared() noexcept {
+  asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+}
+
+/// The two halves of a barrier of the cluster's threads; what was released before the first is seen
+/// after the second. By whole warps.
+// barrier.cluster.arrive.relaxed.aligned;
 __device__ inline void cluster_arrive() noexcept {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 // barrier.cluster.wait.acquire.aligned;
 __device__ inline void cluster_wait() noexcept {
@@ -40,9 +47,9 @@ __device__ inline void cluster_wait() noexcept {
 template <class T>
 __device__ T* map_shared(T* shared, int rank) noexcept {
   std::uint64_t address;
-  asm volatile("mapa.u64 %0, %1, %2;"
-               : "=l"(address)
-               : "l"(reinterpret_cast<std::uint64_t>(shared)), "r"(rank));
+  asm("mapa.u64 %0, %1, %2;"
+      : "=l"(address)
+      : "l"(reinterpret_cast<std::uint64_t>(shared)), "r"(rank));
   return reinterpret_cast<T*>(address);
 }
 
