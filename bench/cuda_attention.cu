@@ -276,7 +276,9 @@ void prefill(benchmark::State& state) {
     step(m.with_path(
         t, [&](auto const& path) { return path.near(call, near, mask::causal, t.lse, {}); }));
     step(launch::classify_far(call, p, t.lse, plan.view(), x.observe, {}));
-    step(launch::probe(call, p, plan.view(), range, x.scores, x.observe, {}));
+    step(m.with_path(t, [&](auto const& path) {
+      return path.probe(call, p, plan.view(), range, x.scores, x.observe, {});
+    }));
     step(launch::select(call, p, plan.view(), range, x.scores, x.select, {}));
     step(m.with_path(
         t, [&](auto const& path) { return path.far(call, near, mask::causal, plan, t.lse, {}); }));

@@ -1,5 +1,6 @@
 // Observing on the GPU against the oracle of planning: far estimates, classes, probes, rescue.
 #include <omnisparse/backend/cpu/reference_plan.hpp>
+#include <omnisparse/backend/cuda/hopper_probe.cuh>
 #include <omnisparse/backend/cuda/observe.cuh>
 #include <omnisparse/budget/dense.hpp>
 #include <omnisparse/budget/fixed.hpp>
@@ -381,7 +382,7 @@ void check_far(setting const& set) {
   }
 }
 
-template <class T>
+template <class T, bool Hopper = false>
 void check_probe(setting const& set, field_scorer scorer = {}) {
   both_sides<T> const sides(set);
   attention_shape const& s = set.shape;
@@ -401,6 +402,26 @@ void check_probe(setting const& set, field_scorer scorer = {}) {
   detail::arena arena(space.data(), space.bytes());
   scores_view const scores = scores_view::take(arena, s, {0, most});
   observing<decltype(p)> const memory(s, p, {0, most});
+  auto const ask = [&](chunk_range range) -> status {
+    if constexpr (!Hopper) {
+      return launch::probe(sides.on_device, p, plan, range, scores, memory.memory, nullptr);
+    } else {
+      using path_memory = launch::hopper_memory<T>;
+      detail::arena size;
+      path_memory::take(size, s, plan.chunk_rows, set.limit, s.kv_tokens);
+      device_array<char> const bytes(size.needed());
+      detail::arena paths(bytes.data(), size.needed());
+      auto const m = path_memory::take(paths, s, plan.chunk_rows, set.limit, s.kv_tokens);
+      auto const run = [&](auto dim) {
+        return launch::hopper_probe<decltype(dim)::value>(sides.on_device, p, range, scores,
+                                                          memory.memory, m, nullptr);
+      };
+      status const ran = s.dim == 64 ? run(std::integral_constant<int, 64>{})
+                                     : run(std::integral_constant<int, 128>{});
+      require_cuda(cudaDeviceSynchronize());  // before its memory goes
+      return ran;
+    }
+  };
   tally masses, peaks, counts, totals;
   for (int first = 0; first < plan.chunks(); first += most) {
     chunk_range const range{first, smaller(most, plan.chunks() - first)};
@@ -411,8 +432,7 @@ void check_probe(setting const& set, field_scorer scorer = {}) {
     for (int field = 0; field < 3; ++field) {
       p.scorer.field = field;
       require_cuda(cudaMemset(space.data(), 0xff, space.bytes()));
-      finish(launch::probe(sides.on_device, p, plan, range, scores, memory.memory, nullptr),
-             set.text());
+      finish(ask(range), set.text());
       fields[field].resize(count);
       require_cuda(
           cudaMemcpy(fields[field].data(), scores.score, count * sizeof(float), cudaMemcpyDefault));
@@ -685,6 +705,33 @@ TEST_CASE("probes, half, float and D 256") {
     check_probe<bfloat16>(with_dim_of(probe_settings[n], 256));
   }
   check_probe<float>(with_dim_of(probe_settings[7], 256));
+}
+
+TEST_CASE_TEMPLATE("probes by Hopper's products", T, bfloat16, omnisparse::half) {
+  if (status const no = launch::hopper_can_run<T>({1, 1, 1, 1, 1, 64}); !no.ok()) {
+    MESSAGE(std::string(no.message));
+    return;
+  }
+  for (setting s : probe_settings) {
+    if (s.order == layout::odd) s.order = layout::tokens_first;  // the copy engine reads no other
+    check_probe<T, true>(s);
+  }
+  check_probe<T, true>(probe_settings[1], {.last = 0, .every = 1});  // more pairs than stay
+  check_probe<T, true>(probe_settings[11], {.last = 30, .every = 1});
+  check_probe<T, true>(probe_settings[3], {.last = 0, .every = 0});  // no row
+  // Pairs that just stay, and one more; key tiles at and beside their borders.
+  for (int const kv : {191, 192, 193, 577}) {
+    check_probe<T, true>({{1, 7, 1, 64, kv, 64}, {20, 4}}, {.last = 64});
+    check_probe<T, true>({{1, 1, 1, kv, kv, 128}, {7, 4}}, {.last = 449, .every = 0});
+  }
+  // Several key tiles a block, and several lists: all slots taken by each, some, more than there
+  // are.
+  check_probe<T, true>({{4, 16, 8, 600, 9000, 64}, {500, 4}, mask::full, {}, layout::plain, 300},
+                       {.last = 2, .every = 0});
+  for (int const last : {300, 448, 450}) {
+    check_probe<T, true>({{4, 8, 8, 900, 900, 64}, {20, 4}, mask::causal, {}, layout::plain, 450},
+                         {.last = last, .every = 0});
+  }
 }
 
 TEST_CASE("rescue") {

@@ -219,7 +219,7 @@ struct engine<backend::cuda> {
     }
     for (int first = 0; s.ok() && first < plan.chunks(); first += m.range.count) {
       chunk_range const range{first, smaller(m.range.count, plan.chunks() - first)};
-      s = launch::probe(call, p, plan, range, m.scores, m.observe, on);
+      s = path.probe(call, p, plan, range, m.scores, m.observe, on);
       if (s.ok()) s = launch::select(call, p, plan, range, m.scores, m.select, on);
     }
     if constexpr (needs_far) {

@@ -159,26 +159,34 @@ status hopper_far(attention_call<T, device> const& call, near_field const& near,
       });
 }
 
-/// Rescued rows see all that the mask allows: overwrites their out and lse; without Values lse
-/// only. Where they are few, their keys are split among blocks.
+/// Every row of the task's schedule sees all that the mask allows: overwrites out and lse; without
+/// Values lse only. Where rows are few, their keys are split among blocks.
 template <class T, int D, bool Values>
-status hopper_rescued(attention_call<T, device> const& call, near_field const& near, mask limit,
-                      plan_view<device> const& plan, lse_view<T, device> const& lse,
-                      hopper_memory<T> const& memory, cudaStream_t on) noexcept {
-  collective::attend_task<T> task{call, lse, near, limit, collective::attend_keys::visible};
+status attend_gathered(collective::attend_task<T>& task, hopper_memory<T> const& memory,
+                       cudaStream_t on) noexcept {
   device_traits traits;
   kernel::attend_maps maps = {};
   status s = read_device(traits);
-  if (s.ok()) s = gather_class(task, plan, row_class::rescued, memory, on);
-  if (s.ok()) s = encode_keys<T, Values>(maps, call.k, call.v);
-  if (!s.ok() || memory.schedule.most_tiles == 0) return s;
+  if (s.ok()) s = encode_keys<T, Values>(maps, task.call.k, task.call.v);
+  if (!s.ok() || task.schedule.most_tiles == 0) return s;
   // Six items a multiprocessor: with fewer tiles their keys are split.
   task.splits = memory.splits(D, 6 * traits.multiprocessors);
   s = launch_attend<T, D, true, Values>(task, maps, traits.multiprocessors, on);
   if (!s.ok()) return s;
   kernel::merge_splits<T, D, Values>
-      <<<2 * traits.multiprocessors, kernel::merge_threads, 0, on>>>(task);
+      <<<8 * traits.multiprocessors, kernel::merge_threads, 0, on>>>(task);
   return detail::launch_status();
+}
+
+/// Rescued rows see all that the mask allows: overwrites their out and lse; without Values lse
+/// only.
+template <class T, int D, bool Values>
+status hopper_rescued(attention_call<T, device> const& call, near_field const& near, mask limit,
+                      plan_view<device> const& plan, lse_view<T, device> const& lse,
+                      hopper_memory<T> const& memory, cudaStream_t on) noexcept {
+  collective::attend_task<T> task{call, lse, near, limit, collective::attend_keys::visible};
+  status const s = gather_class(task, plan, row_class::rescued, memory, on);
+  return s.ok() ? attend_gathered<T, D, Values>(task, memory, on) : s;
 }
 
 }  // namespace omnisparse::launch

@@ -194,6 +194,22 @@ status classify_far(attention_call<T, device> const& call, Policies const& p,
   });
 }
 
+/// Finds the probe rows of the chunks of `range`, and cuts them into the tiles of a schedule if it
+/// has rows.
+template <class T, class Policies>
+status find_probes(attention_call<T, device> const& call, Policies const& p, chunk_range range,
+                   kernel::row_schedule const& schedule, scores_view const& scores,
+                   kernel::probe_rows const& probes, cudaStream_t on) noexcept {
+  using scorer = std::remove_cvref_t<decltype(p.scorer)>;
+  std::int64_t const units = std::int64_t{call.shape.batch} * range.count;
+  status const s =
+      start(kernel::mark_probes<scorer, inputs<device>>, units * ceil_div(probes.words(), 32), 1024,
+            0, on, call.shape, call.in, range, p.limit, probes, schedule, p.scorer);
+  return s.ok() ? start(kernel::list_probes<inputs<device>>, units, 1024, 0, on, call.shape,
+                        call.in, range, p.near, p.limit, probes, schedule, scores)
+                : s;
+}
+
 /// Probes the chunks of `range`: masses, scores and pairs of their lists. Row classes do not
 /// matter.
 template <class T, class Policies>
@@ -216,18 +232,14 @@ status probe(attention_call<T, device> const& call, Policies const& p,
       std::int64_t const lists = range.lists(shape);
       std::int64_t const tiles =
           ceil_div<std::int64_t>(std::int64_t{m.probes.chunk_rows} * shape.group(), tile::rows);
-      cudaError_t const error = cudaMemsetAsync(m.probes.most, 0, sizeof(int), on);
-      if (error != cudaSuccess) return detail::device_status(error);
-      status s = start(kernel::list_probes<scorer, inputs<device>>,
-                       std::int64_t{shape.batch} * range.count, 1024, 0, on, shape, call.in, range,
-                       p.limit, m.probes, scores, p.scorer);
+      status s = find_probes(call, p, range, kernel::row_schedule{}, scores, m.probes, on);
       if (s.ok()) {
         s = start(kernel::sum_probe_rows<T, D, inputs<device>>,
                   smaller(most_blocks, lists * tiles * m.probes.most_splits), kernel::probe_threads,
                   tile::bytes, on, shape, call.in, call.q, call.k, range, p.limit, m.probes);
       }
       if (s.ok()) {
-        s = start(kernel::merge_probe_rows, lists * m.probes.merge_blocks, 256, 0, on, shape,
+        s = start(kernel::merge_probe_rows, lists * m.probes.merge_blocks, 256, 0, on, shape, range,
                   m.probes);
       }
       if (s.ok()) {

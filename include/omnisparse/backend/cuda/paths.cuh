@@ -5,6 +5,8 @@
 #include <omnisparse/backend/cuda/backend.cuh>
 #include <omnisparse/backend/cuda/device.cuh>
 #include <omnisparse/backend/cuda/hopper.cuh>
+#include <omnisparse/backend/cuda/hopper_probe.cuh>
+#include <omnisparse/backend/cuda/observe.cuh>
 #include <omnisparse/backend/cuda/portable.cuh>
 #include <omnisparse/core/call.hpp>
 
@@ -29,9 +31,9 @@ struct path_memory {
   }
 };
 
-/// The stages of attention by one set of kernels: Hopper's (TMA, wgmma, packed lists), or the
-/// portable ones (mma.sync), for every GPU from compute capability 8.0 on and every layout. Without
-/// Values only lse is written.
+/// The stages of attention, and probing, by one set of kernels: Hopper's (TMA, wgmma, packed
+/// lists), or the portable ones (mma.sync), for every GPU from compute capability 8.0 on and every
+/// layout. Without Values only lse is written.
 template <class T, int D, bool Hopper, bool Values = true>
 struct attend_path {
   static constexpr bool attends = Values;
@@ -70,6 +72,16 @@ struct attend_path {
       return hopper_rescued<T, D, Values>(call, field, limit, plan, lse, memory.hopper, on);
     } else {
       return portable_rescued<T, D, Values>(call, field, limit, plan, lse, memory.portable, on);
+    }
+  }
+  template <class Policies>
+  status probe(attention_call<T, device> const& call, Policies const& p,
+               plan_view<device> const& plan, chunk_range range, scores_view const& scores,
+               observe_memory<Policies> const& m, cudaStream_t on) const noexcept {
+    if constexpr (Hopper && omnisparse::detail::wants<Policies>::probes) {
+      return hopper_probe<D>(call, p, range, scores, m, memory.hopper, on);
+    } else {
+      return launch::probe(call, p, plan, range, scores, m, on);
     }
   }
 };

@@ -126,11 +126,11 @@ struct attend_group {
   __device__ __forceinline__ void release(ptx::mbarrier& empty) {
     if (lane() == 0) empty.arrive();
   }
-  // Every lane has read it before one of them releases the stage.
+  // The lane that releases the stage reads for all.
   __device__ __forceinline__ loaded_keys read_loaded() const {
-    loaded_keys const loaded = shared.loaded[at.slot];
-    __syncwarp();
-    return loaded;
+    loaded_keys loaded = {};
+    if (lane() == 0) loaded = shared.loaded[at.slot];
+    return {uniform(loaded.first), uniform(loaded.part)};
   }
   __device__ __forceinline__ void take_turn() {
     if constexpr (block::tune.takes_turns && Values) ptx::wait_at(1 + group, 256);

@@ -10,8 +10,8 @@ namespace omnisparse::kernel {
 
 inline constexpr int merge_threads = 256;
 
-/// Merges the splits of every row of a task, in order: overwrites out and lse; without Values lse
-/// only. A warp a row, any grid. Does nothing where the task's tiles were not split.
+/// Merges the splits of every row of a task, in a fixed order: overwrites out and lse; without
+/// Values lse only. A warp a row, any grid. Does nothing where the task's tiles were not split.
 template <class T, int D, bool Values>
 __global__ void __launch_bounds__(merge_threads)
     merge_splits(collective::attend_task<T> const __grid_constant__ task) {
@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(merge_threads)
   attention_shape const& shape = task.call.shape;
   int const tiles = *schedule.tile_count, splits = task.splits.count(tiles);
   if (splits == 1) return;
+  static_assert(collective::key_splits::most <= 32);
   constexpr int per_block = merge_threads / 32;
   int const lane = static_cast<int>(threadIdx.x) % 32, group = shape.group();
   int const first = static_cast<int>(blockIdx.x) * per_block + static_cast<int>(threadIdx.x) / 32;
@@ -30,8 +31,13 @@ __global__ void __launch_bounds__(merge_threads)
     auto const slot_row = [&](int split) {
       return (std::int64_t{t} * splits + split) * schedule.tile_rows + r;
     };
-    float whole = empty_lse();
-    for (int s = 0; s < splits; ++s) whole = merge_lse(whole, task.splits.lse[slot_row(s)]);
+    // A lane a split.
+    float const own = lane < splits ? task.splits.lse[slot_row(lane)] : empty_lse();
+    float whole = own;
+    for (int step = 1; step < 32; step *= 2) {
+      whole = merge_lse(whole, __shfl_xor_sync(~0u, whole, step));
+    }
+    float const own_weight = merge_weight(own, whole);
     int const row = schedule.row(shape, tile.list, tile.first + r), i = row / group;
     int const b = tile.list / shape.kv_heads / schedule.chunks;
     int const head = tile.list % shape.kv_heads * group + row % group;
@@ -42,7 +48,7 @@ __global__ void __launch_bounds__(merge_threads)
       for (int pair = lane; pair < D / 2; pair += 32) {
         float low = 0.f, high = 0.f;
         for (int s = 0; s < splits; ++s) {
-          float const weight = merge_weight(task.splits.lse[slot_row(s)], whole);
+          float const weight = __shfl_sync(~0u, own_weight, s);
           float const* const part = task.splits.out + slot_row(s) * D + 2 * pair;
           low += weight * part[0];
           high += weight * part[1];

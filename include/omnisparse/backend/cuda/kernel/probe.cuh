@@ -3,113 +3,13 @@
 /// the log-sum-exp of each probe row, then the sum of each key over the probe rows.
 #pragma once
 
-#include <omnisparse/backend/cuda/chunk_range.cuh>
 #include <omnisparse/backend/cuda/collective/log_sum.cuh>
 #include <omnisparse/backend/cuda/collective/row_stage.cuh>
+#include <omnisparse/backend/cuda/kernel/probe_rows.cuh>
 #include <omnisparse/core/call.hpp>
 #include <omnisparse/plan/plan.hpp>
 
-#include <cub/block/block_scan.cuh>
-
 namespace omnisparse::kernel {
-
-/// What one warp of the first pass found in its share of the keys.
-struct probe_partial {
-  float high, total;  ///< log2 units, as collective::log_sum
-};
-
-/// The probe rows of a range of chunks. A unit is a (sequence, chunk of the range); a pair is a
-/// probe row in one head of a group, n * group + head in group for the n-th probe.
-struct probe_rows {
-  int2* places = nullptr;  ///< [units, chunk_rows * group], row and head in group of pairs
-  int* counts = nullptr;   ///< [units]
-  int* most = nullptr;     ///< [1], the largest count
-  float* lse = nullptr;    ///< [lists, chunk_rows * group], log2 units
-  probe_partial* partial = nullptr;  ///< [lists, slots]
-  int chunk_rows = 0;
-  int slots = 0;
-  int group = 1;
-
-  /// Most parts that the keys are cut into, fewest keys of a part, about most parts of all pairs.
-  static constexpr int most_splits = 32, split_keys = 256, most_slots = 1 << 22;
-  /// Blocks of threads that merge the parts of one list.
-  static constexpr int merge_blocks = 4;
-
-  static probe_rows take(detail::arena& arena, attention_shape const& shape, int chunk_rows,
-                         chunk_range const& range) noexcept {
-    auto const units =
-        static_cast<std::size_t>(shape.batch) * static_cast<std::size_t>(range.count);
-    auto const lists = static_cast<std::size_t>(range.lists(shape));
-    probe_rows p;
-    p.group = shape.group();
-    p.chunk_rows = chunk_rows;
-    std::int64_t const pairs = std::int64_t{chunk_rows} * p.group;
-    // Room to split the keys of a thousand pairs where lists are few; more need no splitting.
-    std::int64_t const splits = smaller(most_splits, ceil_div(shape.kv_tokens, split_keys));
-    std::int64_t const share = most_slots / larger(1, range.lists(shape));
-    p.slots = static_cast<int>(larger(pairs, smaller(1024 * splits, share)));
-    p.places = arena.take<int2>(units * static_cast<std::size_t>(pairs));
-    p.counts = arena.take<int>(units);
-    p.most = arena.take<int>(1);
-    p.lse = arena.take<float>(lists * static_cast<std::size_t>(pairs));
-    p.partial = arena.take<probe_partial>(lists * static_cast<std::size_t>(p.slots));
-    return p;
-  }
-  __device__ int2* places_of(int unit) const noexcept {
-    return places + std::int64_t{unit} * chunk_rows * group;
-  }
-  __device__ float* lse_of(int list) const noexcept {
-    return lse + std::int64_t{list} * chunk_rows * group;
-  }
-  /// Into how many parts the keys are cut.
-  __device__ int splits(int kv_tokens) const noexcept {
-    return clamped(smaller(slots / larger(1, *most * group), ceil_div(kv_tokens, split_keys)), 1,
-                   most_splits);
-  }
-};
-
-/// Where a list stands in its range.
-struct list_place {
-  int unit, b, c, g;
-  __device__ static list_place of(int list, attention_shape const& shape,
-                                  chunk_range const& range) noexcept {
-    return {list / shape.kv_heads, range.batch_of(list, shape.kv_heads),
-            range.chunk_of(list, shape.kv_heads), list % shape.kv_heads};
-  }
-};
-
-/// Lists the probe rows of each unit that see anything. Each thread asks for a stretch of rows.
-/// `p.most` must be 0. Grid: units.
-template <class Scorer, class Inputs>
-__global__ void __launch_bounds__(1024)
-    list_probes(attention_shape shape, Inputs const __grid_constant__ in, chunk_range range,
-                mask limit, probe_rows p, scores_view scores, Scorer scorer) {
-  using scan = cub::BlockScan<int, 1024>;
-  __shared__ typename scan::TempStorage memory;
-  int const unit = blockIdx.x, b = unit / range.count, c = range.first + unit % range.count;
-  sequence_extent const extent = extent_of(shape, in, b);
-  int const first = c * p.chunk_rows, rows = clamped(extent.q_tokens - first, 0, p.chunk_rows);
-  int const each = ceil_div(p.chunk_rows, 1024);
-  int const begin = smaller(rows, static_cast<int>(threadIdx.x) * each);
-  int const end = smaller(rows, begin + each);
-  auto const is_probe = [&](int i) {
-    int const position = extent.position(first + i);
-    return near_field::visible(position, extent.kv_tokens, limit).end > 0 && scorer.probes(i, rows);
-  };
-  int count = 0, place = 0, all = 0;
-  for (int i = begin; i < end; ++i) count += is_probe(i) ? 1 : 0;
-  scan(memory).ExclusiveSum(count, place, all);
-  int2* to = p.places_of(unit) + std::int64_t{place} * p.group;
-  for (int i = begin; i < end && count > 0; ++i) {
-    if (!is_probe(i)) continue;
-    for (int h = 0; h < p.group; ++h) *to++ = {first + i, h};
-    --count;
-  }
-  if (threadIdx.x != 0) return;
-  p.counts[unit] = all;
-  atomicMax(p.most, all);
-  for (int g = 0; g < shape.kv_heads; ++g) scores.pairs[unit * shape.kv_heads + g] = all * p.group;
-}
 
 inline constexpr int probe_threads = 256;
 
@@ -267,9 +167,10 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
 
 /// Merges the parts of each pair, in order. Grid: lists * merge_blocks.
 static __global__ void __launch_bounds__(256)
-    merge_probe_rows(attention_shape shape, probe_rows p) {
+    merge_probe_rows(attention_shape shape, chunk_range range, probe_rows p) {
   int const list = static_cast<int>(blockIdx.x) / p.merge_blocks;
-  int const pairs = p.counts[list / shape.kv_heads] * p.group, splits = p.splits(shape.kv_tokens);
+  list_place const at = list_place::of(list, shape, range);
+  int const pairs = p.counts[at.unit] * p.group, splits = p.splits(shape.kv_tokens);
   for (int n = static_cast<int>(blockIdx.x) % p.merge_blocks * 256 + static_cast<int>(threadIdx.x);
        n < pairs; n += p.merge_blocks * 256) {
     collective::log_sum sum;
@@ -278,24 +179,9 @@ static __global__ void __launch_bounds__(256)
           p.partial[std::int64_t{list} * p.slots + std::int64_t{split} * pairs + n];
       sum.merge({part.high, part.total});
     }
-    p.lse_of(list)[n] = sum.value();
+    p.lse_of(shape, at.b, at.g, p.places_of(at.unit)[n]) = sum.value() * collective::ln_2;
   }
 }
-
-/// What the second pass knows of a stage of pairs.
-template <int N>
-struct probe_columns {
-  float lse[N];  ///< log2 units; inf where there is no pair
-  int left[N];   ///< far are the keys before the one, but for the sinks,
-  int right[N];  ///< and from the other on
-};
-
-/// How the keys of a block see a stage of pairs.
-enum class probe_view : unsigned char {
-  none,   ///< no key is far for any pair
-  some,   ///< asked key by key
-  plain,  ///< every key is far for every pair
-};
 
 /// Second pass: keys as rows in registers, pairs staged in order; a key's mass is added up by the
 /// four lanes that hold it, always in the same order. Grid:
@@ -321,19 +207,15 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
   int const end = smaller(begin + tile_type::rows, extent.kv_tokens);
   int const pairs = p.counts[unit] * group, count = ceil_div(pairs, tile_type::staged);
   int2 const* const places = p.places_of(unit);
-  float const* const lse = p.lse_of(list);
   T const* const q_heads = q.at(b, g * group);
   bool const q_vectors = collective::has_vector_rows(q), full = limit == mask::full;
   int const lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   auto const window = [&](int pair) {
     return near.window_of(extent.position(places[pair].x), extent.kv_tokens, limit);
   };
-  auto const view_of = [&](int n) {
-    key_range const low = window(n * tile_type::staged);
-    key_range const high = window(smaller((n + 1) * tile_type::staged, pairs) - 1);
-    bool const some = (begin < high.begin && end > near.sinks) || (full && end > low.end);
-    bool const all = (begin >= near.sinks && end <= low.begin) || (full && begin >= high.end);
-    return some ? (all ? probe_view::plain : probe_view::some) : probe_view::none;
+  auto const view_of_stage = [&](int n) {
+    return view_of(begin, end, window(n * tile_type::staged),
+                   window(smaller((n + 1) * tile_type::staged, pairs) - 1), near.sinks, full);
   };
   // The stages in turn, those that no key sees left out; `placed` counts the ones asked for.
   int next = 0, placed = 0;
@@ -341,7 +223,7 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
   int firsts[tile_type::stages] = {};        // their first pairs
   auto const stage = [&] {
     probe_view view = probe_view::none;
-    while (next < count && (view = view_of(next)) == probe_view::none) ++next;
+    while (next < count && (view = view_of_stage(next)) == probe_view::none) ++next;
     int const pair0 = next * tile_type::staged;
 #pragma unroll
     for (int n = 0; n + 1 < tile_type::stages; ++n) {
@@ -360,7 +242,9 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
       if (int const r = static_cast<int>(threadIdx.x); r < tile_type::staged) {
         bool const exists = pair0 + r < pairs;
         key_range const w = window(smaller(pair0 + r, pairs - 1));
-        columns[buffer].lse[r] = exists ? lse[pair0 + r] : __builtin_huge_valf();
+        columns[buffer].lse[r] = exists
+                                     ? p.lse_of(shape, b, g, places[pair0 + r]) * collective::log2_e
+                                     : __builtin_huge_valf();
         columns[buffer].left[r] = exists ? w.begin : 0;
         columns[buffer].right[r] = exists && full ? w.end : 0x7fffffff;
       }
@@ -428,16 +312,9 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
     int const key = own + 8 * r + lane / 4;
     if (lane % 4 != r || key >= scores.keys) continue;
     bool const exists = key < end;
-    std::int64_t const at = std::int64_t{list} * scores.keys + key;
-    token const t{key, segment::visual, false};
-    observation::probe_mass const seen_mass{exists ? mass[r] : 0.f, exists ? peak[r] : 0.f,
-                                            exists ? sees[r] + plain_pairs : 0};
-    scores.mass[at] = seen_mass.mass;
-    if constexpr (std::same_as<observed<Scorer>, observation::probe_mass>) {
-      scores.score[at] = scorer.score(seen_mass, t);
-    } else {
-      scores.score[at] = scorer.score({}, t);
-    }
+    write_score(
+        scores, scorer, list, key,
+        {exists ? mass[r] : 0.f, exists ? peak[r] : 0.f, exists ? sees[r] + plain_pairs : 0});
   }
 }
 

@@ -92,9 +92,10 @@ __device__ __forceinline__ void multiply_shared(float (&d)[64], std::uint64_t a,
       : "l"(a), "l"(b), "r"(add), "C"(operand_type<T>::name));
 }
 
-/// The same with a [64, 16] in registers, as pairs in the accumulator's order, and b MN-major.
-// wgmma.mma_async.sync.aligned.m64nNk16.f32.T.T {d}, {a}, b, add, 1, 1, 1;
-template <class T>
+/// The same with a [64, 16] in registers, as pairs in the accumulator's order, and b MN-major, or
+/// K-major where `Along`.
+// wgmma.mma_async.sync.aligned.m64nNk16.f32.T.T {d}, {a}, b, add, 1, 1, !Along;
+template <class T, bool Along = false>
 __device__ __forceinline__ void multiply_registers(float (&d)[32], std::uint32_t const* a,
                                                    std::uint64_t b, int add) {
   asm volatile(
@@ -102,13 +103,14 @@ __device__ __forceinline__ void multiply_registers(float (&d)[32], std::uint32_t
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.%38.%38 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, {%32, %33, %34, %35}, %36, some, 1, 1, 1;\n}\n"
+      "}, {%32, %33, %34, %35}, %36, some, 1, 1, %39;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "C"(operand_type<T>::name));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "C"(operand_type<T>::name),
+        "n"(Along ? 0 : 1));
 }
 template <class T>
 __device__ __forceinline__ void multiply_registers(float (&d)[64], std::uint32_t const* a,
