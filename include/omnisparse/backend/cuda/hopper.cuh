@@ -169,8 +169,8 @@ status attend_gathered(collective::attend_task<T>& task, hopper_memory<T> const&
   status s = read_device(traits);
   if (s.ok()) s = encode_keys<T, Values>(maps, task.call.k, task.call.v);
   if (!s.ok() || task.schedule.most_tiles == 0) return s;
-  // Six items a multiprocessor: with fewer tiles their keys are split.
-  task.splits = memory.splits(D, 6 * traits.multiprocessors);
+  // Ten items a multiprocessor: with fewer tiles their keys are split.
+  task.splits = memory.splits(D, 10 * traits.multiprocessors);
   s = launch_attend<T, D, true, Values>(task, maps, traits.multiprocessors, on);
   if (!s.ok()) return s;
   kernel::merge_splits<T, D, Values>

@@ -66,33 +66,36 @@ struct attend_group {
 #pragma unroll
       for (int e = 0; e < D / 2; ++e) sums[e] = 0.f;
     }
-    if (uniform(item.walk.tiles()) == 0) return;
+    int const tiles = uniform(item.walk.tiles());
+    if (tiles == 0) return;
     int part = 0;
     key_range ranges[2] = {seen(0, 0), seen(1, 0)};
-    auto const mask = [&](loaded_keys keys_of_tile) {
+    auto const mask = [&](float(&s)[keys / 2], loaded_keys keys_of_tile) {
       if (keys_of_tile.part != part) {
         part = keys_of_tile.part;
         ranges[0] = seen(0, part);
         ranges[1] = seen(1, part);
       }
-      mask_scores(scores, ranges, keys_of_tile.first, lane());
+      mask_scores(s, ranges, keys_of_tile.first, lane());
     };
+    auto const no_mask = [](float(&)[keys / 2], loaded_keys) {};
     shared.k_ring.wait_full(at);
-    loaded_keys const loaded = read_loaded();
+    loaded_keys loaded = read_loaded();
 #pragma unroll
     for (float& s : scores) s = 0.f;  // else their registers stay taken between items
     start_scores(at.slot);
     ptx::wait_for_products<0>();
     ptx::pin(scores);
     release(shared.k_ring.empty[at.slot]);
-    mask(loaded);
-    softmax.template update<true, true>(scores);
+    bool done = !Values;  // is the first tile behind us?
     if constexpr (Values) {
+      mask(scores, loaded);
+      softmax.template update<true, true>(scores);
       narrow(scores);
     } else {
       at.advance();
     }
-    bool done = false;  // is the first tile behind us?
+    int follow = tiles - 1;
 #pragma unroll 1
     for (int n = 0; n < 4; ++n) {  // of each part the right end and the middle, then the left end
       key_stretch const& stretch = item.walk.part[n / 2];
@@ -102,8 +105,17 @@ struct attend_group {
         --(masked > 0 ? masked : plain);
         done = true;
       }
-      for (; masked > 0; --masked) step<true>(mask);
-      for (; plain > 0; --plain) step<false>([](loaded_keys) {});
+      if constexpr (Values) {
+        for (; masked > 0; --masked) step<true>(mask);
+        for (; plain > 0; --plain) step<false>(no_mask);
+      } else {
+        for (; masked > 0 && follow > 0; --masked, --follow) step_keys<true>(loaded, mask);
+        for (; plain > 0 && follow > 0; --plain, --follow) step_keys<false>(loaded, no_mask);
+      }
+    }
+    if constexpr (!Values) {
+      mask(scores, loaded);
+      softmax.template update<false, true>(scores);
     }
     if (!Gathered && uniform(item.few_keys) != 0) {
       last_few([&](float(&s)[few / 2]) {
@@ -174,38 +186,46 @@ struct attend_group {
   // The scores of the next key tile, beside the values of the last.
   template <bool Masked, class Mask>
   __device__ __forceinline__ void step(Mask const& apply_mask) {
-    if constexpr (Values) {
-      ring_place<block::stages> const last = at;
-      at.advance();
-      shared.k_ring.wait_full(at);
-      loaded_keys const loaded = Masked ? read_loaded() : loaded_keys{};
-      take_turn();
-      start_scores(at.slot);
-      shared.v_ring.wait_full(last);
-      start_values(last.slot);
-      pass_turn();
-      ptx::wait_for_products<1>();
-      ptx::pin(scores);
-      release(shared.k_ring.empty[at.slot]);
-      apply_mask(loaded);
-      softmax.template update<false, Masked>(scores);
-      ptx::wait_for_products<0>();
-      ptx::pin(sums);
-      ptx::pin(weights);
-      release(shared.v_ring.empty[last.slot]);
-      narrow(scores);
-      softmax.rescale_sums(sums);
-    } else {
-      shared.k_ring.wait_full(at);
-      loaded_keys const loaded = Masked ? read_loaded() : loaded_keys{};
-      start_scores(at.slot);
-      ptx::wait_for_products<0>();
-      ptx::pin(scores);
-      release(shared.k_ring.empty[at.slot]);
-      at.advance();
-      apply_mask(loaded);
-      softmax.template update<false, Masked>(scores);
-    }
+    ring_place<block::stages> const last = at;
+    at.advance();
+    shared.k_ring.wait_full(at);
+    loaded_keys const loaded = Masked ? read_loaded() : loaded_keys{};
+    take_turn();
+    start_scores(at.slot);
+    shared.v_ring.wait_full(last);
+    start_values(last.slot);
+    pass_turn();
+    ptx::wait_for_products<1>();
+    ptx::pin(scores);
+    release(shared.k_ring.empty[at.slot]);
+    apply_mask(scores, loaded);
+    softmax.template update<false, Masked>(scores);
+    ptx::wait_for_products<0>();
+    ptx::pin(sums);
+    ptx::pin(weights);
+    release(shared.v_ring.empty[last.slot]);
+    narrow(scores);
+    softmax.rescale_sums(sums);
+  }
+
+  // Without values: the scores of the next key tile, beside the sums of the last, whose keys were
+  // `loaded`.
+  template <bool Masked, class Mask>
+  __device__ __forceinline__ void step_keys(loaded_keys& loaded, Mask const& apply_mask) {
+    float last[keys / 2];
+#pragma unroll
+    for (int e = 0; e < keys / 2; ++e) last[e] = scores[e];
+    ptx::pin(last);
+    shared.k_ring.wait_full(at);
+    loaded_keys const next = read_loaded();
+    start_scores(at.slot);
+    apply_mask(last, loaded);
+    softmax.template update<false, Masked>(last);
+    ptx::wait_for_products<0>();
+    ptx::pin(scores);
+    release(shared.k_ring.empty[at.slot]);
+    at.advance();
+    loaded = next;
   }
 
   // The narrow tile of the sinks, beside the values of the last tile; then its own values.

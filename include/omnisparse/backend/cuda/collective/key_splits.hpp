@@ -12,7 +12,7 @@ struct key_splits {
   float* out = nullptr;            ///< [slots, tile rows, D]; slot = tile * count(tiles) + split
   float* lse = nullptr;            ///< [slots, tile rows]
   int slots = 0;                   ///< partial tiles there is room for; 0: nothing is split
-  static constexpr int most = 16;  ///< splits of a tile
+  static constexpr int most = 32;  ///< splits of a tile
 
   OMNISPARSE_HD constexpr int count(int tiles) const noexcept {
     return tiles > 0 ? clamped(slots / tiles, 1, most) : 1;
