@@ -133,17 +133,14 @@ __device__ inline key_range seen_of(gathered_row const& row, attend_item const& 
   return {row.right, item.list_size};
 }
 
-/// How often the tiles of gathered rows are split.
-template <class T>
-__device__ inline int splits_of(attend_task<T> const& task) {
-  return task.keys == attend_keys::list ? 1 : task.splits.count(*task.schedule.tile_count);
-}
-
-/// The row tile of item `n` of gathered rows; of count 0 beyond the last.
+/// The row tile of item `n` of gathered rows; of count 0 beyond the last. Where keys are split, all
+/// tiles come once, then again: those of one list read about the same keys at the same time.
 template <class T>
 __device__ inline kernel::row_tile gathered_tile(attend_task<T> const& task, int n) {
   if (task.keys == attend_keys::list) return tile_of_range(task, row_class::active, n);
-  return task.schedule.tile(task.call.shape, n / splits_of(task));
+  int const tiles = *task.schedule.tile_count;
+  if (n >= tiles * task.splits.count(tiles)) return {};
+  return task.schedule.tile(task.call.shape, n % tiles);
 }
 
 /// Makes item `n` of gathered rows, from its tile.
@@ -182,9 +179,10 @@ __device__ inline void make_gathered_item(attend_task<T> const& task, int n,
   gathered_row const first = gathered_range(task, extent, item.place, item.list_size);
   gathered_row const last =
       gathered_range(task, extent, item.place + tile.count - 1, item.list_size);
-  if (int const splits = splits_of(task); splits > 1) {
+  int const tiles = *task.schedule.tile_count;
+  if (int const splits = listed ? 1 : task.splits.count(tiles); splits > 1) {
     item.slot = n;
-    item.keys = key_splits::part(last.left, n % splits, splits, tuning::hopper_keys);
+    item.keys = key_splits::part(last.left, n / tiles, splits, tuning::hopper_keys);
   }
   // Which rows are active may change between two calls: the tiles of a list stay where they are.
   for (int part = 0; part < 2; ++part) {

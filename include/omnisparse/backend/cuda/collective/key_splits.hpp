@@ -9,7 +9,7 @@ namespace omnisparse::collective {
 /// Partial results of row tiles whose keys are split. How often follows from the number of tiles
 /// and the room alone, so that every kernel that asks agrees; more tiles, fewer splits.
 struct key_splits {
-  float* out = nullptr;            ///< [slots, tile rows, D]; slot = tile * count(tiles) + split
+  float* out = nullptr;            ///< [slots, tile rows, D]; slot = split * tiles + tile
   float* lse = nullptr;            ///< [slots, tile rows]
   int slots = 0;                   ///< partial tiles there is room for; 0: nothing is split
   static constexpr int most = 32;  ///< splits of a tile

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(merge_threads)
     row_tile const tile = schedule.tile(shape, t);
     if (r >= tile.count) continue;
     auto const slot_row = [&](int split) {
-      return (std::int64_t{t} * splits + split) * schedule.tile_rows + r;
+      return (std::int64_t{split} * tiles + t) * schedule.tile_rows + r;
     };
     // A lane a split.
     float const own = lane < splits ? task.splits.lse[slot_row(lane)] : empty_lse();
