@@ -9,6 +9,7 @@
 #include <omnisparse/backend/cuda/ptx/cp_async.cuh>
 #include <omnisparse/backend/cuda/ptx/ldmatrix.cuh>
 #include <omnisparse/backend/cuda/ptx/tma.cuh>
+#include <omnisparse/backend/cuda/ptx/warpgroup.cuh>
 
 #include <cub/block/block_scan.cuh>
 
@@ -25,12 +26,14 @@ struct probe_block {
   static constexpr int key_stages = D == 64 ? 3 : 2;
   static constexpr int threads = 128 * (groups + 1), gather_threads = 64;
   static constexpr int ahead = 3;  ///< tiles of pairs on their way
+  static constexpr int producer_registers = 80, consumer_registers = 144;  ///< together 65536
   using key_tile = collective::swizzled_tile<keys, D>;
   using pair_tile = collective::swizzled_tile<pairs, D>;
   using scan = cub::BlockScan<int, threads>;
   /// What a tile of pairs is to the keys.
   struct tile_columns : probe_columns<pairs> {
     key_range low, high;  ///< the windows of the first pair and of the last
+    int count;            ///< of its pairs
   };
 
   alignas(1024) unsigned char k[key_stages][key_tile::bytes];
@@ -222,7 +225,7 @@ __device__ __forceinline__ void gather_pairs(Block& shared, Task const& task,
       columns.left[thread] = exists ? window.begin : 0;
       columns.right[thread] = exists && task.limit == mask::full ? window.end : 0x7fffffff;
       if (thread == 0) columns.low = window;
-      if (pair == last) columns.high = window;
+      if (pair == last) columns.high = window, columns.count = last - first + 1;
       if (++on_their_way <= Block::ahead) continue;
       ptx::cp_async_wait<Block::ahead>();
       publish();
@@ -239,8 +242,9 @@ template <class T, int D>
 struct probed_keys {
   using block = probe_block<D>;
   std::uint32_t k[D / 16][4];  ///< [64, D], left operands of 16 values each
+  float products[32];          ///< [64, pairs] of the tile of pairs in work
   float mass[2] = {}, peak[2] = {};
-  int sees[2] = {};
+  int sees[2] = {}, plain_pairs = 0;
 
   /// Takes the warpgroup's rows of a key tile.
   __device__ __forceinline__ void hold(unsigned char const* tile, int row) {
@@ -253,24 +257,29 @@ struct probed_keys {
     }
   }
 
-  /// Adds a tile of pairs. `Plain`: every key is far for every pair; else `key` is that of row 0.
-  template <bool Plain, class Columns>
-  __device__ __forceinline__ void add(std::uint64_t q, Columns const& columns, int key, int sinks) {
+  /// Starts the products with a tile of pairs.
+  __device__ __forceinline__ void start(std::uint64_t q) {
     using layout = typename block::pair_tile;
-    float d[32];
-#pragma unroll
-    for (float& x : d) x = 0.f;
 #pragma unroll
     for (int s = 0; s < D / 16; ++s) ptx::pin(k[s]);
-    ptx::pin(d);
+    ptx::pin(products);
     ptx::fence_products();
 #pragma unroll
     for (int s = 0; s < D / 16; ++s) {
-      ptx::multiply_registers<T, true>(d, k[s], q + layout::value_step(s), s != 0);
+      ptx::multiply_registers<T, true>(products, k[s], q + layout::value_step(s), s != 0);
     }
     ptx::commit_products();
+  }
+  __device__ __forceinline__ void wait() {
     ptx::wait_for_products<0>();
-    ptx::pin(d);
+    ptx::pin(products);
+  }
+
+  /// Adds the products with a tile of pairs. `Plain`: every key is far for every pair; else `key`
+  /// is that of row 0.
+  template <bool Plain, class Columns>
+  __device__ __forceinline__ void add(float const (&d)[32], Columns const& columns, int key,
+                                      int sinks) {
     int const lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
@@ -284,8 +293,8 @@ struct probed_keys {
           if constexpr (!Plain) {
             int const j = key + 8 * half;
             // Without branches: few pairs come here, but each branch would cost more.
-            bool const far =
-                bool((j >= sinks) & (j < columns.left[pair])) | (j >= columns.right[pair]);
+            bool const left = bool((j >= sinks) & (j < columns.left[pair]));
+            bool const far = left | (j >= columns.right[pair]);
             share = far ? share : 0.f;
             sees[half] += far ? 1 : 0;
           }
@@ -294,6 +303,7 @@ struct probed_keys {
         }
       }
     }
+    if constexpr (Plain) plain_pairs += columns.count;
   }
 
   /// Adds up what the four threads of each row hold.
@@ -310,7 +320,8 @@ struct probed_keys {
   }
 };
 
-/// A consumer warpgroup: sums its 64 keys of every tile over all pairs.
+/// A consumer warpgroup: sums its 64 keys of every tile over all pairs. While the products with a
+/// tile of pairs become shares, those with the next are computed.
 template <class T, int D, class Block, class Task>
 __device__ __forceinline__ void sum_probed_keys(Block& shared, Task const& task,
                                                 probe_share const& share, int group) {
@@ -322,36 +333,63 @@ __device__ __forceinline__ void sum_probed_keys(Block& shared, Task const& task,
   collective::ring_place<Block::key_stages> at;
   collective::ring_place<Block::pair_slots> first_place;
   share.each_segment<Block::keys>(task, [&](auto const& segment) {
-    int const tiles = collective::uniform(segment.tiles),
-              pairs = collective::uniform(segment.pairs);
-    int const count = ceil_div(pairs, Block::pairs);
+    int const tiles = collective::uniform(segment.tiles);
+    int const count = ceil_div(collective::uniform(segment.pairs), Block::pairs);
     bool const stays = count <= Block::pair_slots;
     for (int n = 0; n < tiles; ++n, at.advance()) {
       int const begin = (segment.first_tile + n) * Block::keys + group * 64;
       int const end = smaller(begin + 64, segment.extent.kv_tokens);
       int const key = begin + warp * 16 + lane / 4;
       probed_keys<T, D> keys;
-      int plain_pairs = 0;
       shared.k_ring.wait_full(at);
       keys.hold(shared.k[at.slot], group * 64 + warp * 16);
       __syncwarp();
       if (lane == 0) shared.k_ring.empty[at.slot].arrive();
       bool const loads = !stays || n == 0, releases = !stays || n == tiles - 1;
+      auto const release = [&](int slot) {
+        if (releases) shared.q_ring.empty[slot].arrive();
+      };
+      probe_view view_before = probe_view::none;
+      int slot_before = 0;
+      auto const add = [&](float const(&products)[32]) {
+        auto const& columns = shared.columns[slot_before];
+        if (view_before == probe_view::plain) {
+          keys.template add<true>(products, columns, key, sinks);
+        } else {
+          keys.template add<false>(products, columns, key, sinks);
+        }
+      };
       auto place = first_place;
       for (int t = 0; t < count; ++t, place.advance()) {
         if (loads) shared.q_ring.wait_full(place);
         auto const& columns = shared.columns[place.slot];
         auto const view = static_cast<probe_view>(collective::uniform(
             static_cast<int>(view_of(begin, end, columns.low, columns.high, sinks, full))));
+        if (view == probe_view::none) {
+          release(place.slot);
+          continue;
+        }
         std::uint64_t const tile =
             q + static_cast<std::uint64_t>(place.slot * (Block::pair_tile::bytes >> 4));
-        if (view == probe_view::plain) {
-          keys.template add<true>(tile, columns, key, sinks);
-          plain_pairs += smaller(Block::pairs, pairs - t * Block::pairs);
-        } else if (view == probe_view::some) {
-          keys.template add<false>(tile, columns, key, sinks);
+        if (view_before == probe_view::none) {
+          keys.start(tile);
+          keys.wait();
+        } else {
+          float products[32];
+#pragma unroll
+          for (int e = 0; e < 32; ++e) products[e] = keys.products[e];
+          ptx::pin(products);
+          keys.start(tile);
+          add(products);
+          keys.wait();
+          release(slot_before);
         }
-        if (releases) shared.q_ring.empty[place.slot].arrive();
+        view_before = view;
+        slot_before = place.slot;
+      }
+      if (view_before != probe_view::none) {
+        add(keys.products);
+        release(slot_before);
       }
       if (releases) first_place = place;
       keys.finish();
@@ -360,7 +398,7 @@ __device__ __forceinline__ void sum_probed_keys(Block& shared, Task const& task,
       observation::probe_mass seen = {};
       if (j < end) {
         seen = {half == 0 ? keys.mass[0] : keys.mass[1], half == 0 ? keys.peak[0] : keys.peak[1],
-                (half == 0 ? keys.sees[0] : keys.sees[1]) + plain_pairs};
+                (half == 0 ? keys.sees[0] : keys.sees[1]) + keys.plain_pairs};
       }
       write_score(task.scores, task.scorer, segment.list, j, seen);
     }
@@ -387,14 +425,13 @@ __global__ void __launch_bounds__(probe_block<D>::threads, 1)
   __syncthreads();
   int const warp = collective::uniform(static_cast<int>(threadIdx.x) / 32);
   if (warp >= 4) {
-    sum_probed_keys<T, D>(shared, task, share, warp / 4 - 1);
-  } else if (warp >= 2) {
-    gather_pairs<D>(shared, task, share, static_cast<int>(threadIdx.x) - 64);
-  } else if (warp == 1) {
-    score_unprobed<block>(task);
-  } else if (threadIdx.x == 0) {
-    load_probed_keys(shared, k, task, share);
+    ptx::grow_registers<block::consumer_registers>();
+    return sum_probed_keys<T, D>(shared, task, share, warp / 4 - 1);
   }
+  ptx::shrink_registers<block::producer_registers>();
+  if (warp >= 2) gather_pairs<D>(shared, task, share, static_cast<int>(threadIdx.x) - 64);
+  if (warp == 1) score_unprobed<block>(task);
+  if (threadIdx.x == 0) load_probed_keys(shared, k, task, share);
 #endif
 }
 
