@@ -27,7 +27,7 @@ TITLE = [
     "Rows and list entries that the GPU decides otherwise than the CPU; recall is what the probe rows' lists hold of",
     "their mass. Outputs and log-sum-exps of attention by the GPU's plan, beside double precision by that plan.",
     "By `study` and `bench/quality.py`, on tensors of SmolLM2 at 8,000 tokens:",
-    "`sh cmake/demo.sh --max-tokens 8000 --text FILE --dump 12,22:layer%.safetensors --dump-dtype BF16`.",
+    "`sh cmake/demo.sh --max-tokens 8000 --text FILE --dump 3,12,22:layer%.safetensors --dump-dtype BF16`.",
     "",
 ]
 HEADER = (
