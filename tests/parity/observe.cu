@@ -675,6 +675,21 @@ TEST_CASE("far mass, half, float and D 256") {
   check_far<float>(with_dim_of(far_settings[1], 256));
 }
 
+// One to five products a tile, tiles after tiles, rows of several warps and of none.
+TEST_CASE("far mass, lists of any length") {
+  check_far<bfloat16>(
+      {{1, 2, 1, 200, 3000, 128}, {16, 0}, mask::causal, {.block = 2, .per_level = 40}});
+  check_far<bfloat16>({{1, 3, 1, 300, 3000, 64},
+                       {100, 16},
+                       mask::full,
+                       {.block = 4, .per_level = 7},
+                       layout::tokens_first});
+  check_far<bfloat16>(
+      {{1, 3, 1, 70, 2000, 256}, {16, 0}, mask::causal, {.block = 8, .per_level = 9}, layout::odd});
+  check_far<omnisparse::half>({{1, 14, 2, 500, 900, 128}, {64, 4}, mask::causal, {}});
+  check_far<float>({{1, 2, 1, 100, 1500, 256}, {16, 0}, mask::full, {.block = 2, .per_level = 30}});
+}
+
 setting const probe_settings[] = {
     {{1, 4, 2, 300, 300, 64}, {32, 4}},
     {{1, 7, 1, 777, 777, 128}, {64, 4}, mask::causal, {}, layout::plain, 256},

@@ -112,8 +112,8 @@ status measure_moments(attention_call<T, device> const& call, kernel::moment_sou
                    call.in, call.k, from, m);
   for (int level = 1; s.ok() && level < m.layout.levels; level += together) {
     int const to = smaller(level + together, m.layout.levels);
-    s = start(kernel::pool_blocks<T, D>, std::int64_t{lists} * m.layout.blocks(to - 1), threads, 0,
-              on, m, lists, level, to);
+    s = start(kernel::pool_blocks<T, D>, std::int64_t{lists} * m.layout.blocks(to - 1),
+              kernel::pool_threads, 0, on, m, lists, level, to);
   }
   if (s.ok() && estimate.by == far_estimate::kind::upper_bound) {
     s = start(kernel::measure_radii<T, D, inputs<device>>, blocks, threads, 0, on, call.shape,

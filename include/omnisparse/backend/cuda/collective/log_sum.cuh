@@ -52,14 +52,15 @@ struct log_sum {
 /// Merges four sums over the four lanes that share them: lane l gets the union of sums[l % 4].
 __device__ inline log_sum merge_quad(log_sum const (&sums)[4]) noexcept {
   int const lane = static_cast<int>(threadIdx.x) % 4;
-  auto const exchange = [](log_sum keep, log_sum const& give, int step) {
-    keep.merge({__shfl_xor_sync(~0u, give.high, step), __shfl_xor_sync(~0u, give.total, step)});
+  // Chosen field by field: a choice between two structs of an array would put it into memory.
+  auto const merged = [](bool second, log_sum const& x, log_sum const& y, int step) {
+    log_sum keep{second ? y.high : x.high, second ? y.total : x.total};
+    keep.merge({__shfl_xor_sync(~0u, second ? x.high : y.high, step),
+                __shfl_xor_sync(~0u, second ? x.total : y.total, step)});
     return keep;
   };
   bool const odd = lane % 2 == 1, upper = lane / 2 == 1;
-  log_sum const low = exchange(odd ? sums[1] : sums[0], odd ? sums[0] : sums[1], 1);
-  log_sum const high = exchange(odd ? sums[3] : sums[2], odd ? sums[2] : sums[3], 1);
-  return exchange(upper ? high : low, upper ? low : high, 2);
+  return merged(upper, merged(odd, sums[0], sums[1], 1), merged(odd, sums[2], sums[3], 1), 2);
 }
 
 }  // namespace omnisparse::collective

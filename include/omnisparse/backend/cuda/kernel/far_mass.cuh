@@ -47,27 +47,35 @@ struct coverage_decision {
 };
 
 inline constexpr int far_threads = 128;
-/// Columns of a tile, eight to a product: the pyramid of a context of 128K fits in one.
-inline constexpr int far_products = 5;
-inline constexpr int far_columns = 8 * far_products;
-/// Blocks that are listed at a time.
-inline constexpr int far_listed = 25 * far_columns;
+/// Columns of a tile, eight to a product: the pyramid of a context of 128K fits in one. At D 256
+/// fewer, so that a block takes less than the 99 KB that some GPUs have.
+template <int D>
+inline constexpr int far_products = D == 256 ? 4 : 5;
+template <int D>
+inline constexpr int far_columns = 8 * far_products<D>;
 
-/// Lists the columns that a row sees: first the two blocks that its window cuts, left and right, or
-/// -1, then whole blocks, nearest first. Only entries [from, from + far_listed) are written.
-struct far_lister {
+/// The columns of the rows that share their whole blocks: first the blocks that their windows cut,
+/// left and, under a full mask, right, or -1, then whole blocks, nearest first.
+struct far_list {
   pyramid_layout const* layout;
-  int* entries;
-  int from;
-  int count = 0;
+  far_estimate const* estimate;
+  mask limit;
+  key_range window;  ///< of the last row
+  int sinks, kv_tokens;
+  int cut[2];
 
-  OMNISPARSE_HD constexpr void add(int block) noexcept {
-    if (count >= from && count < from + far_listed) entries[count - from] = block;
-    ++count;
-  }
-  OMNISPARSE_HD constexpr void operator()(int level, int index, key_range clip) noexcept {
-    bool const cut = level == 0 && clip.size() < layout->block;
-    if (!cut) add(layout->offsets[level] + index);
+  /// Column n, -1 if there is none, and how many there are.
+  __device__ int2 column(int n) const noexcept {
+    int const cuts = limit == mask::full ? 2 : 1;
+    int block = n == 0 ? cut[0] : n < cuts ? cut[1] : -1, count = cuts;
+    detail::for_each_far_run(window, sinks, kv_tokens, *estimate, limit,
+                             [&](int level, int first, int blocks, int step) {
+                               if (n >= count && n < count + blocks) {
+                                 block = layout->offsets[level] + first + step * (n - count);
+                               }
+                               count += blocks;
+                             });
+    return {block, count};
   }
 };
 
@@ -76,120 +84,151 @@ template <class T, int D>
 struct far_shared {
   using mean_type = collective::product_t<T>;
   static constexpr int stride = collective::stage_stride<mean_type, D>;
-  mean_type mean[2][far_columns * stride];  ///< leading and trailing parts
-  bfloat16 spread[far_columns * stride];
-  alignas(8) float bias[far_columns];  ///< log2 of the keys that count, in units of a product
-  float radius[far_columns];           ///< 0 unless the bound is asked for
-  int entries[far_listed];
-  float norm[far_threads];  ///< |q| of each row, for the bound
-  int count;                ///< columns of the whole list
-  float cut[2];             ///< keys that count in the two cut blocks
+  mean_type mean[2][far_columns<D> * stride];  ///< leading and trailing parts
+  bfloat16 spread[far_columns<D> * stride];
+  alignas(16) T ahead[2][4][far_threads][8];  ///< what threads will multiply: two steps of 4 rows
+  alignas(8) float bias[far_columns<D>];  ///< log2 of the keys that count, in units of a product
+  float radius[far_columns<D>];           ///< 0 unless the bound is asked for
+  int blocks[far_columns<D>];             ///< which block a column is, or -1
+  float cut[2];                           ///< keys that count in the two cut blocks
 };
 
-/// The block loads the columns of a tile from the listed entries; zeros where there are none. Ends
-/// with a barrier.
+/// The block loads the columns from `first` on, as many as there are and a tile holds, and zeros up
+/// to a whole product. Returns how many the list has. Ends with a barrier.
 template <class T, int D>
-__device__ inline void load_columns(far_shared<T, D>& s, block_moments const& m, int list,
-                                    int first, int listed, bool bound) noexcept {
+__device__ inline int load_columns(far_shared<T, D>& s, block_moments const& m, int list,
+                                   far_list const& columns, int first, bool bound) noexcept {
   constexpr int chunks = D / 8;
+  int const thread = static_cast<int>(threadIdx.x);
   std::int64_t const base = m.at(list, 0, 0);
-#pragma unroll
-  for (int n = 0; n < ceil_div(far_columns * chunks, far_threads); ++n) {
-    int const e = n * far_threads + static_cast<int>(threadIdx.x);
+  auto const [block, count] = columns.column(first + thread);
+  float const keys = thread < far_columns<D> && block >= 0 ? m.count[base + block] : 0.f;
+  if (thread < far_columns<D>) s.blocks[thread] = block;
+  __syncthreads();
+  int const filled = smaller(far_columns<D>, round_up(count - first, 8));
+#pragma unroll 1
+  for (int e = thread; e < filled * chunks; e += far_threads) {
     int const column = e / chunks, at = e % chunks * 8;
-    if (column >= far_columns) break;
-    int const block = first + column < s.count ? s.entries[listed + column] : -1;
-    int const bytes = block >= 0 ? 16 : 0;
-    auto const* const mean = m.mean_of<T, D>(base + larger(block, 0)) + at;
-    auto const* const spread = m.spread + (base + larger(block, 0)) * D + at;
+    int const from = s.blocks[column], bytes = from >= 0 ? 16 : 0;
+    auto const* const mean = m.mean_of<T, D>(base + larger(from, 0)) + at;
+    auto const* const spread = m.spread + (base + larger(from, 0)) * D + at;
     ptx::cp_async_16(s.mean[0] + column * s.stride + at, mean, bytes);
     ptx::cp_async_16(s.mean[1] + column * s.stride + at, mean + D, bytes);
     ptx::cp_async_16(s.spread + column * s.stride + at, spread, bound ? 0 : bytes);
   }
   ptx::cp_async_commit();
-  if (int const column = static_cast<int>(threadIdx.x); column < far_columns) {
-    int const block = first + column < s.count ? s.entries[listed + column] : -1;
-    float const count = block >= 0 ? m.count[base + block] : 0.f;
-    s.bias[column] = log2f(count) / collective::log2_scale<D>;
-    s.radius[column] = bound && block >= 0 ? m.radius[base + block] : 0.f;
-    if (first + column < 2) s.cut[column] = count;
+  if (thread < far_columns<D>) {
+    s.bias[thread] = log2f(keys) / collective::log2_scale<D>;
+    s.radius[thread] = bound && block >= 0 ? m.radius[base + block] : 0.f;
+    if (first + thread < 2) s.cut[thread] = keys;
   }
   ptx::cp_async_wait<0>();
   __syncthreads();
+  return __shfl_sync(~0u, count, 0);
 }
 
-/// The products of 32 rows of a warp with a tile of columns. The rows are read once a tile, two
-/// steps ahead, and never kept. `Whole` tells that they are read 16 bytes at a time.
+/// The rows that a warp multiplies, 32 at a time. Two steps of 32 elements are always on their way,
+/// those of the next rows too, so that memory does not wait for products. Lane l reads of rows
+/// 8 n + l / 4 what it multiplies and nobody else: no barrier orders that.
 template <class T, int D>
 struct far_rows {
-  float d[far_products][2][4];           ///< by eight columns, by 16 rows
-  collective::operand_t<T> ahead[2][4];  ///< the next two steps of rows 8 n + lane / 4
+  static constexpr int steps = D / 32;
+  far_shared<T, D>& s;
+  bool vectors;      ///< may rows be read 16 bytes at a time?
+  T const* rows[4];  ///< lane's elements of those that are read next
 
-  template <class Whole>
-  __device__ void load(T const* const (&rows)[4], int step, Whole) noexcept {
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      ahead[step % 2][n] = collective::load_octet(rows[n] + step * 32, Whole::value);
-    }
-  }
-  /// |q| of the rows, [32].
-  template <class Whole>
-  __device__ void measure(T const* const (&rows)[4], float* norm, Whole whole) noexcept {
-    int const lane = static_cast<int>(threadIdx.x) % 32;
-    float squares[4] = {};
-#pragma unroll
-    for (int step = 0; step < D / 32; ++step) {
-      load(rows, step, whole);
-#pragma unroll
-      for (int n = 0; n < 4; ++n) squares[n] += collective::square_sum(ahead[step % 2][n]);
-    }
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      squares[n] += __shfl_xor_sync(~0u, squares[n], 1);
-      squares[n] += __shfl_xor_sync(~0u, squares[n], 2);
-      if (lane % 4 == 0) norm[8 * n + lane / 4] = sqrtf(squares[n]);
-    }
-    __syncwarp();
-  }
-  /// `d` starts as the columns' bias, the same for all rows.
-  __device__ void begin(far_shared<T, D> const& s) noexcept {
+  /// The row at q + `row` of the n-th of four lanes becomes row n of all four.
+  __device__ void move(T const* q, std::int64_t row) noexcept {
     int const lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-    for (int p = 0; p < far_products; ++p) {
+    for (int n = 0; n < 4; ++n) rows[n] = q + __shfl_sync(~0u, row, (lane & ~3) + n);
+  }
+  __device__ T* place(int step, int n) const noexcept { return s.ahead[step % 2][n][threadIdx.x]; }
+  __device__ void load(int step) const noexcept {
+    constexpr int each = 16 / static_cast<int>(sizeof(T));
+    if (vectors) {
+#pragma unroll
+      for (int n = 0; n < 32; n += each) {
+        ptx::cp_async_16_of_row(place(step, n / 8) + n % 8, rows[n / 8] + step * 32 + n % 8);
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+#pragma unroll 1
+        for (int e = 0; e < 8; ++e) place(step, n)[e] = rows[n][step * 32 + e];
+      }
+    }
+  }
+  /// Adds the terms of a tile of columns to the sums of each row, by as many products as it takes.
+  /// `cut` may correct the biases of the first eight columns; `next` moves to the rows that are
+  /// read next, if there are any.
+  template <int Products = 1, class Cut, class Next>
+  __device__ void add(int columns, bool bound, Cut const& cut, Next const& next,
+                      collective::log_sum (&sums)[4]) noexcept {
+    if constexpr (Products < far_products<D>) {
+      if (columns > 8 * Products) return add<Products + 1>(columns, bound, cut, next, sums);
+    }
+    using collective::multiply, collective::staged_octet;
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    float d[Products][2][4], squares[4] = {};  // d by eight columns, by 16 rows
+    bool more = true;
+#pragma unroll
+    for (int p = 0; p < Products; ++p) {
       float2 const bias = *reinterpret_cast<float2 const*>(s.bias + 8 * p + 2 * (lane % 4));
 #pragma unroll
       for (int e = 0; e < 8; ++e) d[p][e / 4][e % 4] = e % 2 == 0 ? bias.x : bias.y;
     }
-  }
-  template <class Whole>
-  __device__ void multiply(far_shared<T, D> const& s, T const* const (&rows)[4],
-                           Whole whole) noexcept {
-    int const lane = static_cast<int>(threadIdx.x) % 32;
+    cut(d[0]);
 #pragma unroll
-    for (int step = 0; step < D / 32; ++step) {
-      auto const& q = ahead[step % 2];
+    for (int step = 0; step < steps; ++step) {
+      ptx::cp_async_wait<1>();
+      collective::operand_t<T> q[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) q[n] = collective::load_octet(place(step, n), true);
+      if (step + 2 == steps) more = next();
+      if (more) load((step + 2) % steps);
+      ptx::cp_async_commit();
+      if (bound) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) squares[n] += collective::square_sum(q[n]);
+      }
       auto const low = collective::settled(collective::pair_rows(q[0], q[1]));
       auto const high = collective::settled(collective::pair_rows(q[2], q[3]));
-      if (step + 2 < D / 32) load(rows, step + 2, whole);
       auto const low_squares = collective::squares_of(low);
       auto const high_squares = collective::squares_of(high);
 #pragma unroll
-      for (int p = 0; p < far_products; ++p) {
+      for (int p = 0; p < Products; ++p) {
         int const row = 8 * p + lane / 4;
-        auto const leading = collective::staged_octet<D>(s.mean[0], row, step);
-        auto const trailing = collective::staged_octet<D>(s.mean[1], row, step);
+        auto const leading = staged_octet<D>(s.mean[0], row, step);
+        auto const trailing = staged_octet<D>(s.mean[1], row, step);
         collective::octet<collective::product_t<T>, 2> mean;
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
           mean.part[0][n] = leading.part[0][n];
           mean.part[1][n] = trailing.part[0][n];
         }
-        collective::multiply(d[p][0], low, mean);
-        collective::multiply(d[p][1], high, mean);
-        auto const spread = collective::staged_octet<D>(s.spread, row, step);
-        collective::multiply(d[p][0], low_squares, spread);
-        collective::multiply(d[p][1], high_squares, spread);
+        multiply(d[p][0], low, mean);
+        multiply(d[p][1], high, mean);
+        auto const spread = staged_octet<D>(s.spread, row, step);
+        multiply(d[p][0], low_squares, spread);
+        multiply(d[p][1], high_squares, spread);
       }
+    }
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      float x[2 * Products];
+#pragma unroll
+      for (int e = 0; e < 2 * Products; ++e) x[e] = d[e / 2][n / 2][2 * (n % 2) + e % 2];
+      if (bound) {
+        squares[n] += __shfl_xor_sync(~0u, squares[n], 1);
+        squares[n] += __shfl_xor_sync(~0u, squares[n], 2);
+        float const norm = sqrtf(squares[n]);
+#pragma unroll
+        for (int e = 0; e < 2 * Products; ++e) {
+          x[e] += norm * s.radius[e / 2 * 8 + 2 * (lane % 4) + e % 2];
+        }
+      }
+      sums[n].add(x, collective::log2_scale<D>);
     }
   }
 };
@@ -220,7 +259,7 @@ struct far_part {
 /// block, so that usually all its rows share their whole blocks. Grid: lists * parts, parts =
 /// ceil(chunk_rows / span) + 1.
 template <class T, int D, class Decide, class Inputs>
-__global__ void __launch_bounds__(far_threads, 4)
+__global__ void __launch_bounds__(far_threads, std::is_same_v<T, float> ? 3 : 4)
     decide_by_far(attention_shape shape, Inputs const __grid_constant__ in,
                   tensor_view<T const, device> const __grid_constant__ q,
                   moment_source const __grid_constant__ from,
@@ -253,10 +292,10 @@ __global__ void __launch_bounds__(far_threads, 4)
     }
     if (__syncthreads_or(any) == 0) return;
   }
-  bool const vectors = collective::has_vector_rows(q);
   T const* const q_rows = q.at(b) + static_cast<int>(threadIdx.x) % 4 * 8;
   bool const bound = estimate.by == far_estimate::kind::upper_bound;
-  int const lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  int const lane = static_cast<int>(threadIdx.x) % 32,
+            warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   for (int first = begin, last; first < exist; first = last) {
     key_range const w0 = window(first);
     int const left = w0.begin / size, right = ceil_div(w0.end, size) - 1;
@@ -270,50 +309,49 @@ __global__ void __launch_bounds__(far_threads, 4)
       if (shares(middle)) last = middle + 1;
       else beyond = middle;
     }
-    int const pairs = (last - first) * group;
+    int const positions = last - first, pairs = __shfl_sync(~0u, positions * group, 0);
+    // Row 8 n + lane / 4 of the warp's 32 is held by four lanes; the n-th of them decides for it.
+    auto const pair_of = [&](int r0) { return r0 + warp * 32 + 8 * (lane % 4) + lane / 4; };
+    auto const head_and_row = [&](int pair) {
+      auto const n = static_cast<unsigned>(smaller(pair, pairs - 1));
+      auto const h = n / static_cast<unsigned>(positions);
+      return int2{g * group + static_cast<int>(h),
+                  first + static_cast<int>(n - h * static_cast<unsigned>(positions))};
+    };
+    far_rows<T, D> rows{s, collective::has_vector_rows(q), {}};
+    auto const move = [&](int r0) {
+      int2 const at = head_and_row(pair_of(r0));
+      rows.move(q_rows, at.x * q.stride(1) + at.y * q.stride(2));
+    };
+    move(0);
+    for (int step = 0; step < 2; ++step) {
+      rows.load(step);
+      ptx::cp_async_commit();
+    }
+    far_list const columns{&m.layout,
+                           &estimate,
+                           from.limit,
+                           window(last - 1),
+                           near.sinks,
+                           kv_tokens,
+                           {left < m.layout.blocks(0) ? left : -1,
+                            right >= 0 && right < m.layout.blocks(0) ? right : -1}};
     int count = 0;
     for (int r0 = 0; r0 < pairs; r0 += far_threads) {
-      // Row 8 n + lane / 4 of the warp's 32 is held by four lanes; the n-th of them decides for it.
-      int const mine = r0 + warp * 32 + 8 * (lane % 4) + lane / 4;
-      auto const pair = static_cast<unsigned>(smaller(mine, pairs - 1));
-      int const i = first + static_cast<int>(pair / static_cast<unsigned>(group));
-      int const h = g * group + static_cast<int>(pair % static_cast<unsigned>(group));
-      std::int64_t const my_row = h * q.stride(1) + i * q.stride(2);
-      T const* rows[4];
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        rows[n] = q_rows + __shfl_sync(~0u, my_row, (lane & ~3) + n);
-      }
+      int const mine = pair_of(r0);
+      auto const [h, i] = head_and_row(mine);
+      bool const asked =
+          mine < pairs && (Decide::decides_all || from.plan.rows_at(b, h)[i] == row_class::active);
       float const my_seen = seen(b, h, i);
-      row_class& kind = from.plan.rows_at(b, h)[i];
-      bool const asked = mine < pairs && (Decide::decides_all || kind == row_class::active);
-      bool const text = is_text_row(in, b, extent.position(i));
       collective::log_sum sums[4];
-      for (int tile = 0; tile == 0 || tile * far_columns < count; ++tile) {
-        far_rows<T, D> products;
-        auto const begin_rows = [&](auto whole) {
-          if (bound) products.measure(rows, s.norm + warp * 32, whole);
-          products.load(rows, 0, whole);
-          products.load(rows, 1, whole);
-        };
-        if (vectors) begin_rows(std::true_type{});
-        else begin_rows(std::false_type{});
-        if (int const listed = tile * far_columns % far_listed; r0 == 0 || count > far_columns) {
+      for (int tile = 0; tile == 0 || tile * far_columns<D> < count; ++tile) {
+        if (r0 == 0 || count > far_columns<D>) {
           __syncthreads();
-          if (threadIdx.x == 0 && listed == 0 && (r0 == 0 || count > far_listed)) {
-            far_lister lister{&m.layout, s.entries, tile * far_columns};
-            lister.add(left < m.layout.blocks(0) ? left : -1);
-            lister.add(full && right >= 0 && right < m.layout.blocks(0) ? right : -1);
-            detail::for_each_far_block(window(last - 1), near.sinks, kv_tokens, estimate,
-                                       from.limit, lister);
-            s.count = lister.count;
-          }
-          __syncthreads();
-          count = s.count;
-          load_columns(s, m, list, tile * far_columns, listed, bound);
+          count = load_columns(s, m, list, columns, tile * far_columns<D>, bound);
         }
-        products.begin(s);
-        if (tile == 0) {  // the far keys of the two cut blocks differ from row to row
+        if (r0 + warp * 32 >= pairs) continue;
+        auto const cut = [&](float(&d)[2][4]) {
+          if (tile > 0) return;
           key_range const w = window(i);
           int const clip_left = w.begin > near.sinks ? w.begin - left * size : 0;
           int const clip_right =
@@ -326,31 +364,24 @@ __global__ void __launch_bounds__(far_threads, 4)
 #pragma unroll
           for (int e = 0; e < 8; ++e) {
             int const row = e / 4 * 2 + e / 2 % 2;
-            float const cut = __shfl_sync(~0u, cut_bias[e % 2], (lane & ~3) + row);
-            if (lane % 4 == 0) products.d[0][e / 4][e % 4] = cut;
+            float const own = __shfl_sync(~0u, cut_bias[e % 2], (lane & ~3) + row);
+            if (lane % 4 == 0) d[e / 4][e % 4] = own;
           }
-        }
-        if (vectors) products.multiply(s, rows, std::true_type{});
-        else products.multiply(s, rows, std::false_type{});
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          float x[2 * far_products];
-#pragma unroll
-          for (int e = 0; e < 2 * far_products; ++e) {
-            x[e] = products.d[e / 2][n / 2][2 * (n % 2) + e % 2];
-          }
-          if (bound) {
-            float const norm = s.norm[warp * 32 + 8 * n + lane / 4];
-#pragma unroll
-            for (int e = 0; e < 2 * far_products; ++e) {
-              x[e] += norm * s.radius[e / 2 * 8 + 2 * (lane % 4) + e % 2];
-            }
-          }
-          sums[n].add(x, collective::log2_scale<D>);
-        }
+        };
+        int const left_out = count - tile * far_columns<D>;
+        auto const next = [&] {
+          if (left_out > far_columns<D>) return true;
+          move(r0 + far_threads);
+          return r0 + far_threads + warp * 32 < pairs;
+        };
+        rows.add(left_out, bound, cut, next, sums);
       }
       float const far = collective::merge_quad(sums).value() * collective::ln_2;
-      if (asked) kind = decide({extent.position(i), h}, text, my_seen, far);
+      if (asked) {
+        int const position = extent.position(i);
+        from.plan.rows_at(b, h)[i] =
+            decide({position, h}, is_text_row(in, b, position), my_seen, far);
+      }
     }
   }
 }

@@ -249,30 +249,41 @@ __global__ void __launch_bounds__(moment_threads)
   store_block<T, D>(m, m.at(list, 0, index), count, mean, squares);
 }
 
+inline constexpr int pool_threads = 512;
+
 /// Levels [from, to) from those below: a block of threads makes the part of them under one block of
-/// level to - 1, a warp a block. Grid: lists * blocks(to - 1), lists fastest.
+/// level to - 1, a warp a block. All is read before any of it is looked at: a level takes the time
+/// of one read. Grid: lists * blocks(to - 1), lists fastest.
 template <class T, int D>
-__global__ void __launch_bounds__(moment_threads)
+__global__ void __launch_bounds__(pool_threads)
     pool_blocks(block_moments const __grid_constant__ m, int lists, int from, int to) {
   constexpr int own = D / 32, fan = detail::pyramid_fan;
   int const list = static_cast<int>(blockIdx.x) % lists;
   int const top = static_cast<int>(blockIdx.x) / lists;
+  int const lane = static_cast<int>(threadIdx.x) % 32;
   for (int level = from; level < to; ++level) {
     int const under = 1 << 2 * (to - 1 - level), first = top * under;
     int const last = smaller(m.layout.blocks(level), first + under);
     for (int index = first + static_cast<int>(threadIdx.x) / 32; index < last;
-         index += moment_warps) {
+         index += pool_threads / 32) {
       int const part = index * fan, parts = smaller(fan, m.layout.blocks(level - 1) - part);
-      float count[fan] = {}, means[fan][own] = {}, total = 0.f;
-      for (int n = 0; n < parts; ++n) {
-        count[n] = m.count[m.at(list, level - 1, part + n)];
+      float count[fan], means[fan][own], spreads[fan][own], total = 0.f;
+#pragma unroll
+      for (int n = 0; n < fan; ++n) {  // a part that does not exist is the last one, without keys
+        std::int64_t const at = m.at(list, level - 1, part + smaller(n, parts - 1));
+        count[n] = m.count[at];
+        load_mean<T, D>(m, at, means[n]);
+        collective::load_run(m.spread + at * D + lane * own, true, spreads[n]);
+      }
+#pragma unroll
+      for (int n = 0; n < fan; ++n) {
+        count[n] = n < parts ? count[n] : 0.f;
         total += count[n];
       }
       float mean[own] = {}, spread[own] = {};
 #pragma unroll
       for (int n = 0; n < fan; ++n) {
         if (count[n] > 0.f) {
-          load_mean<T, D>(m, m.at(list, level - 1, part + n), means[n]);
           float const share = count[n] / total;
 #pragma unroll
           for (int d = 0; d < own; ++d) mean[d] += share * means[n][d];
@@ -282,14 +293,10 @@ __global__ void __launch_bounds__(moment_threads)
       for (int n = 0; n < fan; ++n) {
         if (count[n] > 0.f) {
           float const share = count[n] / total;
-          float below[own];
-          collective::load_run(m.spread + m.at(list, level - 1, part + n) * D +
-                                   static_cast<int>(threadIdx.x) % 32 * own,
-                               true, below);
 #pragma unroll
           for (int d = 0; d < own; ++d) {
             float const off = means[n][d] - mean[d];
-            spread[d] += share * (below[d] + m.weight * off * off);
+            spread[d] += share * (spreads[n][d] + m.weight * off * off);
           }
         }
       }
