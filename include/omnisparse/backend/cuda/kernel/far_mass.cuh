@@ -53,6 +53,9 @@ template <int D>
 inline constexpr int far_products = D == 256 ? 4 : 5;
 template <int D>
 inline constexpr int far_columns = 8 * far_products<D>;
+/// A tile of fewer columns is multiplied by fewer products, a multiple of this many: each number is
+/// code of its own.
+inline constexpr int far_step = 2;
 
 /// The columns of the rows that share their whole blocks: first the blocks that their windows cut,
 /// left and, under a full mask, right, or -1, then whole blocks, nearest first.
@@ -94,7 +97,7 @@ struct far_shared {
 };
 
 /// The block loads the columns from `first` on, as many as there are and a tile holds, and zeros up
-/// to a whole product. Returns how many the list has. Ends with a barrier.
+/// to what is multiplied. Returns how many the list has. Ends with a barrier.
 template <class T, int D>
 __device__ inline int load_columns(far_shared<T, D>& s, block_moments const& m, int list,
                                    far_list const& columns, int first, bool bound) noexcept {
@@ -105,7 +108,7 @@ __device__ inline int load_columns(far_shared<T, D>& s, block_moments const& m, 
   float const keys = thread < far_columns<D> && block >= 0 ? m.count[base + block] : 0.f;
   if (thread < far_columns<D>) s.blocks[thread] = block;
   __syncthreads();
-  int const filled = smaller(far_columns<D>, round_up(count - first, 8));
+  int const filled = smaller(far_columns<D>, round_up(count - first, 8 * far_step));
 #pragma unroll 1
   for (int e = thread; e < filled * chunks; e += far_threads) {
     int const column = e / chunks, at = e % chunks * 8;
@@ -162,11 +165,12 @@ struct far_rows {
   /// Adds the terms of a tile of columns to the sums of each row, by as many products as it takes.
   /// `cut` may correct the biases of the first eight columns; `next` moves to the rows that are
   /// read next, if there are any.
-  template <int Products = 1, class Cut, class Next>
+  template <int Products = far_step, class Cut, class Next>
   __device__ void add(int columns, bool bound, Cut const& cut, Next const& next,
                       collective::log_sum (&sums)[4]) noexcept {
     if constexpr (Products < far_products<D>) {
-      if (columns > 8 * Products) return add<Products + 1>(columns, bound, cut, next, sums);
+      constexpr int bigger = smaller(Products + far_step, far_products<D>);
+      if (columns > 8 * Products) return add<bigger>(columns, bound, cut, next, sums);
     }
     using collective::multiply, collective::staged_octet;
     int const lane = static_cast<int>(threadIdx.x) % 32;
