@@ -157,6 +157,7 @@ __device__ bool find_digit(Team const& t, search_memory<W>& m, int split, Each c
           if (lane_index() == 0) weight = wanted(whole);
           return shuffle(weight, 0);
         });
+    __syncwarp();  // every lane has read what is written now
     if (lane_index() == 0) m.found = next, m.group = group;
   }
   __syncthreads();
@@ -179,6 +180,7 @@ __device__ bool find_digit(Team const& t, search_memory<W>& m, int split, Each c
     next.equal_before = warp_sum(rank < t.rank ? equal : W{});
     unsigned const until = warp_scan(count_of(equal));
     if (rank < t.size) m.starts[rank] = until - count_of(equal);
+    __syncwarp();
     if (lane_index() == 0) m.found = next;
   }
   __syncthreads();
