@@ -14,6 +14,7 @@
 #include <omnisparse/core/call.hpp>
 #include <omnisparse/core/decode_call.hpp>
 #include <omnisparse/core/merge.hpp>
+#include <omnisparse/core/softmax_scale.hpp>
 #include <omnisparse/core/version.hpp>
 #include <omnisparse/core/workspace.hpp>
 #include <omnisparse/plan/check.hpp>
@@ -78,7 +79,9 @@ class attention {
           attention<Backend, std::remove_const_t<decltype(s)>, std::remove_const_t<decltype(r)>,
                     std::remove_const_t<decltype(c)>, std::remove_const_t<decltype(b)>,
                     std::remove_const_t<decltype(t)>, std::remove_const_t<decltype(f)>>;
-      return changed{backend_, {s, r, c, b, t, f, policies_.near, policies_.limit, policies_.rows}};
+      return changed{
+          backend_,
+          {s, r, c, b, t, f, policies_.near, policies_.limit, policies_.rows, policies_.scale}};
     }
   }
   /// The same attention with another near field.
@@ -97,6 +100,12 @@ class attention {
   constexpr attention with(chunk rows) const noexcept {
     attention changed = *this;
     changed.policies_.rows = rows;
+    return changed;
+  }
+  /// The same attention with another factor between q . k and a logit.
+  constexpr attention with(softmax_scale scale) const noexcept {
+    attention changed = *this;
+    changed.policies_.scale = scale;
     return changed;
   }
 
@@ -249,7 +258,7 @@ class attention {
               "omnisparse: the fetching policy's 'first' differs from the sink_keys that the cache "
               "was made with: make them equal"};
     }
-    decode_call<T, space> const call{q, out, lse, sequences};
+    decode_call<T, space> const call{q, out, lse, sequences, policies_.scale};
     return engine<Backend>::decode(backend_, policies_, call, ref, ws, on);
   }
   /// The same without lse.
@@ -265,9 +274,9 @@ class attention {
   static constexpr bool writing = true, planning = false;
 
   template <class Q, class K, class V, class O, class S>
-  static constexpr auto make_call(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
-                                  tensor_view<V, S> const& v, tensor_view<O, S> const& out,
-                                  lse_view<O, S> const& lse, inputs<space> const& in) noexcept {
+  constexpr auto make_call(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
+                           tensor_view<V, S> const& v, tensor_view<O, S> const& out,
+                           lse_view<O, S> const& lse, inputs<space> const& in) const noexcept {
     using T = std::remove_const_t<Q>;
     constexpr bool one_dtype = std::is_same_v<std::remove_const_t<K>, T> &&
                                std::is_same_v<std::remove_const_t<V>, T> && std::is_same_v<O, T>;
@@ -277,7 +286,7 @@ class attention {
     static_assert(element<T>, "omnisparse: a dtype is float, double, bfloat16 or half");
     static_assert(one_dtype, "omnisparse: q, k, v and out have one dtype, and out is not const");
     if constexpr (std::is_same_v<S, space> && element<T> && one_dtype) {
-      return attention_call<T, S>{shape_of(q, k), q, k, v, out, lse, in};
+      return attention_call<T, S>{shape_of(q, k), q, k, v, out, lse, in, policies_.scale};
     } else {
       return attention_call<float, space>{};
     }

@@ -7,6 +7,7 @@
 #include <omnisparse/core/near_field.hpp>
 #include <omnisparse/core/policy.hpp>
 #include <omnisparse/core/shape.hpp>
+#include <omnisparse/core/softmax_scale.hpp>
 #include <omnisparse/core/status.hpp>
 
 namespace omnisparse {
@@ -23,6 +24,7 @@ struct policy_set {
   near_field near = {};
   mask limit = mask::causal;
   chunk rows = {};  ///< rows per list
+  softmax_scale scale = {};
 };
 
 /// Where the log-sum-exp of each row goes: [batch, q_heads, q_tokens], nats, in the accumulator
@@ -41,6 +43,7 @@ struct attention_call {
   tensor_view<T, Space> out = {};      ///< as q
   lse_view<T, Space> lse = {};         ///< [batch, q_heads, q_tokens], nats
   inputs<Space> in = {};
+  softmax_scale scale = {};
 };
 
 namespace detail {
@@ -73,6 +76,12 @@ constexpr status check_options(Policies const& p) noexcept {
   if (p.rows.rows < 0) {
     return {status_code::invalid_option,
             "omnisparse: chunk counts query rows: it must be >= 0, 0 for the whole call"};
+  }
+  if (!(p.scale.value >= 0 && p.scale.value <= 1e30)) {
+    return {status_code::invalid_option,
+            "omnisparse: softmax_scale is the factor on q . k, in (0, 1e30], or 0 for 1 / sqrt D; "
+            "for a "
+            "negative one negate q"};
   }
   auto const sound = [](far_estimate const& e) {
     return e.block >= 1 && e.block <= 1 << 20 && e.per_level >= 1 && e.per_level <= 1 << 20 &&

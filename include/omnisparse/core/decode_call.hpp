@@ -13,6 +13,7 @@ struct decode_call {
   tensor_view<T, Space> out = {};                   ///< as q
   lse_view<T, Space> lse = {};                      ///< [batch, q_heads, 1], may be null
   tensor_view<int const, Space, 1> sequences = {};  ///< [batch], may be null
+  softmax_scale scale = {};
 
   OMNISPARSE_HD constexpr int sequence(int b) const noexcept {
     return sequences.is_null() ? b : sequences(b);

@@ -16,11 +16,12 @@ enum class pool_range : unsigned char {
 
 /// How the mass of what a row does not see is estimated from block moments of the keys. The far
 /// keys are covered by a pyramid of blocks: `per_level` to `per_level + 3` blocks of `block` tokens
-/// next to the near field, then of 4 x `block`, and so on; blocks start at absolute positions.
+/// next to the near field, then of 4 x `block`, and so on; blocks start at absolute positions. s is
+/// the softmax scale.
 struct far_estimate {
   enum class kind : unsigned char {
-    moments,     ///< q.mean / sqrt D + weight q^2.variance / 2D + ln n, the estimate
-    upper_bound  ///< q.mean / sqrt D + |q| radius / sqrt D + ln n, never below the truth
+    moments,     ///< s q.mean + weight s^2 q^2.variance / 2 + ln n, the estimate
+    upper_bound  ///< s q.mean + s |q| radius + ln n, never below the truth
   };
   kind by = kind::moments;
   float variance_weight = 1.f;  ///< of the variance term; 1 is a Gaussian's
@@ -40,7 +41,7 @@ namespace observation {
 /// Nothing: the policy decides by position alone, and nothing is computed for it.
 struct nothing {};
 
-/// The row's logits q.k / sqrt D on the first key and on the mean of the remaining keys, and the
+/// The row's logits (scaled q.k) on the first key and on the mean of the remaining keys, and the
 /// softmax share of the mean, in [0, 1]. An empty pool has share 0.
 struct sink_and_mean {
   float sink = 0, mean = 0, share = 0;

@@ -137,7 +137,7 @@ void pack_tile(attention_call<T, host> const& call, tile_rows_view const& rows, 
                thread_scratch<accumulator_t<T>> const& s) noexcept {
   using A = accumulator_t<T>;
   pack_rows<A>([&](int r) { return call.q.at(rows.b, rows.head(r), rows.index(r)); }, count,
-               call.shape.dim, score_scale<A>(call.shape.dim), s.q);
+               call.shape.dim, score_scale<A>(call.scale, call.shape.dim), s.q);
 }
 
 /// The runs of a tile, their limits in `s`. Lazy rows: window, sinks. Active: window, list before

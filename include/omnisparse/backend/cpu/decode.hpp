@@ -202,7 +202,7 @@ void decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache
   using A = accumulator_t<T>;
   int const dim = cache.dim, group = call.q.extent(1) / cache.kv_heads;
   int const rows = call.q.extent(0) * cache.kv_heads, lane_parts = m.parts / 2;
-  A const scale = score_scale<A>(dim);
+  A const scale = score_scale<A>(call.scale, dim);
   auto const batch_of = [&](int row) { return row / cache.kv_heads; };
   auto const kv_head_of = [&](int row) { return row % cache.kv_heads; };
   auto const q_of = [&](int row) { return m.q + std::ptrdiff_t{row} * group * dim; };

@@ -3,6 +3,8 @@
 /// AVX-512 and NEON, and plain scalars where Eigen does not vectorise.
 #pragma once
 
+#include <omnisparse/core/softmax_scale.hpp>
+
 #include <Eigen/Core>
 
 #include <cmath>
@@ -51,10 +53,11 @@ inline constexpr A log2_e = A(1.44269504088896340736);
 template <class A>
 inline constexpr A ln_2 = A(0.693147180559945309417);
 
-/// The factor on q that makes a dot product a score: log2(e) / sqrt(dim).
+/// The factor on q that makes a dot product a score: log2(e) times the softmax scale.
 template <class A>
-inline A score_scale(int dim) noexcept {
-  return log2_e<A> / std::sqrt(static_cast<A>(dim));
+inline A score_scale(softmax_scale scale, int dim) noexcept {
+  return scale.value > 0 ? log2_e<A> * static_cast<A>(scale.value)
+                         : log2_e<A> / std::sqrt(static_cast<A>(dim));
 }
 
 /// 2^x for x <= 0, within 2 ulp; exactly 0 from about 2^-127 down, so for -inf too. NaN: NaN.

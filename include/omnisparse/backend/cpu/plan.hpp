@@ -118,10 +118,9 @@ void select_rows(attention_call<T, host> const& call, Policies const& p,
             on_sink += static_cast<double>(q[d]) * sink[d];
             on_pool += static_cast<double>(q[d]) * pool[d];
           }
-          double const root = std::sqrt(static_cast<double>(dim));
           int const sinks = smaller(first, taken), pooled = taken - sinks;
-          on_sink /= root * larger(1, sinks);
-          on_pool /= root * larger(1, pooled);
+          on_sink = call.scale.logit(on_sink, dim) / larger(1, sinks);
+          on_pool = call.scale.logit(on_pool, dim) / larger(1, pooled);
           double const share = pooled > 0 ? 1.0 / (1.0 + std::exp(on_sink - on_pool)) : 0.0;
           keeps = p.selector.keeps(
               {static_cast<float>(on_sink), static_cast<float>(on_pool), static_cast<float>(share)},

@@ -123,7 +123,7 @@ void probe_tile(attention_call<T, host> const& call, near_field const& near, mas
   int const dim = call.shape.dim, ld = p.ld();
   A* const scores = p.scores + std::ptrdiff_t{thread} * p.tile_pairs * ld;
   A* const highs = p.highs + std::ptrdiff_t{thread} * p.steps() * S::slots;
-  pack_rows<A>(row_at, count, dim, score_scale<A>(dim), s.q);
+  pack_rows<A>(row_at, count, dim, score_scale<A>(call.scale, dim), s.q);
   clear_tile(s.tile, count, dim, false);
   int ends[tile_rows], last = 0;
   for (int r = 0; r < count; ++r) {

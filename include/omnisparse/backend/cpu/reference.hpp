@@ -12,12 +12,12 @@
 
 namespace omnisparse::cpu {
 
-/// q . k / sqrt D in double.
+/// scale q . k in double.
 template <class T>
-double reference_logit(T const* q, T const* k, int dim) {
+double reference_logit(T const* q, T const* k, int dim, softmax_scale scale = {}) {
   double dot = 0;
   for (int d = 0; d < dim; ++d) dot += static_cast<double>(q[d]) * static_cast<double>(k[d]);
-  return dot / std::sqrt(static_cast<double>(dim));
+  return scale.logit(dot, dim);
 }
 
 /// log(sum(exp(x))) of a list; -inf for an empty one.
@@ -57,7 +57,7 @@ double reference_row(attention_call<T, host> const& call, int b, int h, int i,
   int const g = h / call.shape.group(), dim = call.shape.dim;
   std::vector<double> logits;
   for (int const j : keys) {
-    logits.push_back(reference_logit(call.q.at(b, h, i), call.k.at(b, g, j), dim));
+    logits.push_back(reference_logit(call.q.at(b, h, i), call.k.at(b, g, j), dim, call.scale));
   }
   double const lse = reference_lse(logits);
   out.assign(static_cast<std::size_t>(dim), 0.0);

@@ -14,14 +14,15 @@ namespace omnisparse::cpu {
 /// the mean of all others ever appended.
 template <class T>
 observation::sink_and_mean decode_contrast(T const* q, kv_cache_ref<host, T> const& cache,
-                                           int sequence, int kv_head) noexcept {
+                                           int sequence, int kv_head,
+                                           softmax_scale scale = {}) noexcept {
   double logit[2] = {0, 0};
   int const sinks = smaller(cache.sink_keys, cache.appended[sequence]);
   int const counts[2] = {sinks, cache.appended[sequence] - sinks};
   for (int part = 0; part < 2; ++part) {
     double const* const sum = cache.key_sum_at(sequence, kv_head, part);
     for (int d = 0; d < cache.dim; ++d) logit[part] += static_cast<double>(q[d]) * sum[d];
-    logit[part] /= std::sqrt(static_cast<double>(cache.dim)) * larger(1, counts[part]);
+    logit[part] = scale.logit(logit[part], cache.dim) / larger(1, counts[part]);
   }
   double const share = counts[1] > 0 ? 1.0 / (1.0 + std::exp(logit[0] - logit[1])) : 0.0;
   return {static_cast<float>(logit[0]), static_cast<float>(logit[1]), static_cast<float>(share)};
@@ -37,8 +38,8 @@ void decode_fetches(decode_call<T, host> const& call, kv_cache_ref<host, T> cons
   for (int n = 0; n < group; ++n) {
     bool asks = false;
     if constexpr (std::same_as<observed<Fetcher>, observation::sink_and_mean>) {
-      asks =
-          fetcher.fetches(decode_contrast(call.q.at(b, g * group + n), cache, call.sequence(b), g));
+      asks = fetcher.fetches(
+          decode_contrast(call.q.at(b, g * group + n), cache, call.sequence(b), g, call.scale));
     } else {
       asks = fetcher.fetches({});
     }
@@ -76,7 +77,7 @@ void reference_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> co
           for (int d = 0; d < cache.dim; ++d) {
             key[static_cast<std::size_t>(d)] = cache.keys_at(page, slot)[d * cache.page_tokens];
           }
-          logits.push_back(reference_logit<T>(call.q.at(b, h), key.data(), cache.dim));
+          logits.push_back(reference_logit<T>(call.q.at(b, h), key.data(), cache.dim, call.scale));
           values.push_back(cache.values_at(page, slot));
         }
       }

@@ -14,9 +14,8 @@ namespace omnisparse::cpu {
 template <class T, class Counts>
 double reference_far_lse(T const* q, tensor_view<T const, host> const& k, int b, int g,
                          key_range window, int sinks, int kv_tokens, far_estimate const& estimate,
-                         mask limit, Counts counts) {
+                         mask limit, Counts counts, softmax_scale scale = {}) {
   int const dim = k.extent(3);
-  double const root = std::sqrt(static_cast<double>(dim));
   std::vector<double> terms;
   detail::for_each_far_block(
       window, sinks, kv_tokens, estimate, limit, [&](int level, int index, key_range clip) {
@@ -39,8 +38,8 @@ double reference_far_lse(T const* q, tensor_view<T const, host> const& k, int b,
             double const off = static_cast<double>(k(b, g, j, d)) - mu;
             variance += off * off / n;
           }
-          logit += x * mu / root;
-          spread += x * x * variance / (2.0 * dim);
+          logit += scale.logit(x * mu, dim);
+          spread += scale.logit(scale.logit(x * x * variance / 2.0, dim), dim);
           q_squared += x * x;
         }
         double radius = 0;
@@ -54,7 +53,7 @@ double reference_far_lse(T const* q, tensor_view<T const, host> const& k, int b,
           radius = std::max(radius, std::sqrt(squared));
         }
         double const extra = estimate.by == far_estimate::kind::upper_bound
-                                 ? std::sqrt(q_squared) * radius / root
+                                 ? scale.logit(std::sqrt(q_squared) * radius, dim)
                                  : static_cast<double>(estimate.variance_weight) * spread;
         terms.push_back(logit + extra + std::log(far));
       });
@@ -64,16 +63,17 @@ double reference_far_lse(T const* q, tensor_view<T const, host> const& k, int b,
 /// The row's logits on the mean of the first keys and the mean of the others before `end`.
 template <class T>
 observation::sink_and_mean reference_sink_and_mean(T const* q, tensor_view<T const, host> const& k,
-                                                   int b, int g, int first, int end) {
+                                                   int b, int g, int first, int end,
+                                                   softmax_scale scale = {}) {
   int const dim = k.extent(3);
-  double const root = std::sqrt(static_cast<double>(dim));
   double logit[2] = {0, 0};
   int const bounds[3] = {0, std::min(first, end), end};
   for (int part = 0; part < 2; ++part) {
     int const n = bounds[part + 1] - bounds[part];
     for (int j = bounds[part]; j < bounds[part + 1]; ++j) {
       for (int d = 0; d < dim; ++d) {
-        logit[part] += static_cast<double>(q[d]) * static_cast<double>(k(b, g, j, d)) / n / root;
+        logit[part] +=
+            scale.logit(static_cast<double>(q[d]) * static_cast<double>(k(b, g, j, d)) / n, dim);
       }
     }
   }
@@ -110,7 +110,8 @@ reference_profile reference_observe(attention_call<T, host> const& call, Policie
     for (int h = g * shape.group(); h < (g + 1) * shape.group(); ++h) {
       std::vector<double> logits;
       for (int j = 0; j < end; ++j) {
-        logits.push_back(reference_logit(call.q.at(b, h, i), call.k.at(b, g, j), shape.dim));
+        logits.push_back(
+            reference_logit(call.q.at(b, h, i), call.k.at(b, g, j), shape.dim, call.scale));
       }
       double const lse = reference_lse(logits);
       profile.total += 1;
@@ -254,7 +255,7 @@ row_class reference_class(attention_call<T, host> const& call, Policies const& p
     std::vector<double> logits;
     for (int j = 0; j < end; ++j) {
       if (reference_sees(kind, p.near, p.limit, position, extent.kv_tokens, listed, j)) {
-        logits.push_back(reference_logit(q, call.k.at(b, g, j), dim));
+        logits.push_back(reference_logit(q, call.k.at(b, g, j), dim, call.scale));
       }
     }
     return reference_lse(logits);
@@ -267,12 +268,13 @@ row_class reference_class(attention_call<T, host> const& call, Policies const& p
                          ? clamped(position + 1, 0, extent.kv_tokens)
                          : extent.kv_tokens;
     active = p.selector.keeps(
-        reference_sink_and_mean(q, call.k, b, g, detail::first_of(p.selector), pool), row);
+        reference_sink_and_mean(q, call.k, b, g, detail::first_of(p.selector), pool, call.scale),
+        row);
   } else if constexpr (std::same_as<selector_sees, observation::near_and_far>) {
     double const near = lse_seen(row_class::lazy);
-    double const far =
-        reference_far_lse(q, call.k, b, g, window, p.near.sinks, extent.kv_tokens,
-                          detail::estimate_of(p.selector), p.limit, [](int) { return true; });
+    double const far = reference_far_lse(
+        q, call.k, b, g, window, p.near.sinks, extent.kv_tokens, detail::estimate_of(p.selector),
+        p.limit, [](int) { return true; }, call.scale);
     active = p.selector.keeps({static_cast<float>(near), static_cast<float>(far),
                                static_cast<float>(reference_share(far, near))},
                               row);
@@ -284,7 +286,7 @@ row_class reference_class(attention_call<T, host> const& call, Policies const& p
   if constexpr (std::same_as<rescue_sees, observation::coverage>) {
     double const left = reference_far_lse(
         q, call.k, b, g, window, p.near.sinks, extent.kv_tokens, detail::estimate_of(p.rescue),
-        p.limit, [&](int j) { return !listed[static_cast<std::size_t>(j)]; });
+        p.limit, [&](int j) { return !listed[static_cast<std::size_t>(j)]; }, call.scale);
     double const seen = lse_seen(row_class::active);
     double const share = left == empty_lse<double>() ? 1.0 : reference_share(seen, left);
     rescued = p.rescue.rescues({static_cast<float>(share)}, row);
