@@ -48,7 +48,8 @@ bool hopper_can_read(attention_call<T, device> const& call) noexcept {
          (call.out.is_null() || is_copyable(call.out));
 }
 
-/// Runs the kernel over the items of a task, at most `most_items` of them. Asynchronous on `on`.
+/// Runs the kernel over the items of a task, at most `most_items` of them. `task.counter` is 0.
+/// Asynchronous on `on`.
 template <class T, int D, bool Gathered, bool Values>
 status launch_attend(collective::attend_task<T> const& task, kernel::attend_maps const& maps,
                      std::int64_t most_items, cudaStream_t on) noexcept {
@@ -57,8 +58,8 @@ status launch_attend(collective::attend_task<T> const& task, kernel::attend_maps
   if (status const bad = read_device(traits); !bad.ok()) return bad;
   auto const run = kernel::hopper_attend<T, D, Gathered, Values>;
   constexpr int bytes = kernel::attend_shared_bytes<D, Gathered, Values>;
-  cudaError_t error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error == cudaSuccess) error = cudaMemsetAsync(task.counter, 0, sizeof(int), on);
+  cudaError_t const error =
+      cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return detail::device_status(error);
   int const blocks = static_cast<int>(smaller<std::int64_t>(traits.multiprocessors, most_items));
   run<<<blocks, tuning::hopper_attend_for<D>().threads(), bytes, on>>>(maps, task);
@@ -98,6 +99,8 @@ status attend_in_order(collective::attend_task<T>& task, cudaStream_t on) noexce
                  (windows ? 1 : static_cast<int>(clamped<std::int64_t>(fit, 1, shape.kv_heads)));
   std::int64_t const items =
       std::int64_t{shape.batch} * shape.q_heads * ceil_div(shape.q_tokens, tune.rows());
+  s = detail::device_status(cudaMemsetAsync(task.counter, 0, sizeof(int), on));
+  if (!s.ok()) return s;
   return launch_attend<T, D, false, Values>(task, maps, items, on);
 }
 
@@ -125,7 +128,7 @@ status hopper_dense(attention_call<T, device> const& call, mask limit,
 template <class T>
 status gather_class(collective::attend_task<T>& task, plan_view<device> const& plan, row_class kind,
                     hopper_memory<T> const& memory, cudaStream_t on) noexcept {
-  task.counter = memory.counter;
+  task.counter = memory.schedule.next;
   task.schedule = memory.schedule;
   task.plan = plan;
   return gather_rows(task.call, task.near, task.limit, plan,
@@ -152,6 +155,9 @@ status hopper_far(attention_call<T, device> const& call, near_field const& near,
         kernel::attend_maps maps = {};
         status s = encode_keys<T, Values>(maps, {packed.k, extents}, {packed.v, extents});
         if (s.ok()) s = pack_lists<T, D>(packing, plan, near, range, packed, on);
+        if (s.ok() && range.first > 0) {  // the group before took items, too
+          s = detail::device_status(cudaMemsetAsync(task.counter, 0, sizeof(int), on));
+        }
         if (s.ok()) {
           s = launch_attend<T, D, true, Values>(task, maps, memory.schedule.most_tiles, on);
         }
@@ -169,8 +175,11 @@ status attend_gathered(collective::attend_task<T>& task, hopper_memory<T> const&
   status s = read_device(traits);
   if (s.ok()) s = encode_keys<T, Values>(maps, task.call.k, task.call.v);
   if (!s.ok() || task.schedule.most_tiles == 0) return s;
-  // Ten items a multiprocessor: with fewer tiles their keys are split.
-  task.splits = memory.splits(D, 10 * traits.multiprocessors);
+  // Ten items a multiprocessor: with fewer tiles their keys are split, down to about what loading
+  // the rows and ending an item costs.
+  constexpr int least_keys = tuning::hopper_keys * (Values ? 8 : 16);
+  task.splits =
+      memory.splits(D, 10 * traits.multiprocessors, task.call.shape.kv_tokens / least_keys);
   s = launch_attend<T, D, true, Values>(task, maps, traits.multiprocessors, on);
   if (!s.ok()) return s;
   kernel::merge_splits<T, D, Values>

@@ -10,14 +10,14 @@
 namespace omnisparse::launch {
 
 /// How many lists have room to be packed at a time: as many as fit 2.5 times the keys and values of
-/// the call, at least those of one chunk; or just these.
+/// the call or 64 MB of each, at least those of one chunk; or just these.
 enum class packing : unsigned char { usual, least };
 
 /// Memory of the Hopper path: the schedule of gathered rows, and room for packed lists. Lists are
 /// packed for a few chunks at a time; at 128K tokens in four chunks that is usually all of them.
 template <class T>
 struct hopper_memory {
-  int* counter = nullptr;  ///< [1], the next work item of a launch
+  int* counter = nullptr;  ///< [1], the next work item of rows in order
   kernel::row_schedule schedule = {};
   packed_kv<T> pool = {};      ///< its rows_per_list is set for each group of chunks
   std::int64_t pool_rows = 0;  ///< of all lists together
@@ -35,7 +35,10 @@ struct hopper_memory {
     std::int64_t const one = lists * round_up(smaller(capacity, shape.kv_tokens), 128);
     m.pool_rows = one;
     if (room == packing::usual) {
-      m.pool_rows = larger(one, smaller(one * m.schedule.chunks, lists * shape.kv_tokens * 5 / 2));
+      // One launch for all lists of a short call: its tail would cost more than the packing.
+      std::int64_t const few = (std::int64_t{64} << 20) / (shape.dim * std::int64_t{sizeof(T)});
+      m.pool_rows = larger(
+          one, smaller(one * m.schedule.chunks, larger(few, lists * shape.kv_tokens * 5 / 2)));
     }
     auto const size = static_cast<std::size_t>(m.pool_rows) * static_cast<std::size_t>(shape.dim);
     m.pool.k = arena.take<T>(size);
@@ -58,11 +61,13 @@ struct hopper_memory {
     return round_up(smaller(capacity, seen), 128);
   }
 
-  /// Room for at most `wanted` partial row tiles, where packed lists are at other times.
-  collective::key_splits splits(int dim, int wanted) const noexcept {
+  /// Room for at most `wanted` partial row tiles, where packed lists are at other times, and at
+  /// most `most` of a tile.
+  collective::key_splits splits(int dim, int wanted, int most) const noexcept {
     std::int64_t const rows = schedule.tile_rows;
     auto const fit = pool_rows * dim * std::int64_t{sizeof(T)} / (rows * (dim + 1) * 4);
     collective::key_splits s;
+    s.most = clamped(most, 1, collective::key_splits::limit);
     s.slots = static_cast<int>(smaller<std::int64_t>(fit, wanted));
     s.out = reinterpret_cast<float*>(pool.k);
     s.lse = s.out + s.slots * rows * dim;

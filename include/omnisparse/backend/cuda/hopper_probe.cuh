@@ -25,7 +25,7 @@ status hopper_probe(attention_call<T, device> const& call, Policies const& p, ch
 
   lse_view<T, device> const lse{m.probes.lse, {shape.batch, shape.q_heads, shape.q_tokens}};
   collective::attend_task<T> rows{call, lse, p.near, p.limit, collective::attend_keys::visible};
-  rows.counter = memory.counter;
+  rows.counter = memory.schedule.next;
   rows.schedule = memory.schedule;
   if (s.ok() && shape.kv_tokens > 0) s = attend_gathered<T, D, false>(rows, memory, on);
 

@@ -26,6 +26,7 @@ struct row_schedule {
   int* list_begin = nullptr;  ///< [units], list entries that are sinks
   row_tile* tiles = nullptr;  ///< [most_tiles], longest work first
   int* tile_count = nullptr;  ///< [1]
+  int* next = nullptr;        ///< [1], the next item to be taken; 0 once the rows are sorted
   int* counts = nullptr;      ///< [units, parts, 3], rows of each class, then their offsets
   int* class_tiles = nullptr;  ///< [3, units], the first tile of each class of each unit
   int chunks = 1;
@@ -57,6 +58,7 @@ struct row_schedule {
     s.list_begin = arena.take<int>(u);
     s.tiles = arena.take<row_tile>(static_cast<std::size_t>(s.most_tiles));
     s.tile_count = arena.take<int>(1);
+    s.next = arena.take<int>(1);
     s.counts = arena.take<int>(u * static_cast<std::size_t>(s.parts) * 3);
     s.class_tiles = arena.take<int>(u * 3);
     return s;

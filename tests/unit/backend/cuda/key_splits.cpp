@@ -7,7 +7,7 @@ using collective::key_splits;
 
 TEST_CASE("splits cover all keys once, in whole tiles from the right") {
   for (int const end : {0, 1, 127, 128, 129, 1000, 2048, 100003}) {
-    for (int count = 1; count <= key_splits::most; ++count) {
+    for (int count = 1; count <= key_splits::limit; ++count) {
       int right = end;
       for (int n = 0; n < count; ++n) {
         key_range const part = key_splits::part(end, n, count, 128);
@@ -24,7 +24,7 @@ TEST_CASE("splits cover all keys once, in whole tiles from the right") {
 TEST_CASE("few tiles are split often, many never, and never beyond the room") {
   key_splits const s{nullptr, nullptr, 800};
   CHECK(s.count(0) == 1);
-  CHECK(s.count(1) == key_splits::most);
+  CHECK(s.count(1) == key_splits::limit);
   CHECK(s.count(300) == 2);
   CHECK(s.count(401) == 1);
   for (int tiles = 1; tiles < 2000; ++tiles) {

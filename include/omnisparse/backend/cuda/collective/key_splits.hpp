@@ -9,10 +9,11 @@ namespace omnisparse::collective {
 /// Partial results of row tiles whose keys are split. How often follows from the number of tiles
 /// and the room alone, so that every kernel that asks agrees; more tiles, fewer splits.
 struct key_splits {
-  float* out = nullptr;            ///< [slots, tile rows, D]; slot = split * tiles + tile
-  float* lse = nullptr;            ///< [slots, tile rows]
-  int slots = 0;                   ///< partial tiles there is room for; 0: nothing is split
-  static constexpr int most = 32;  ///< splits of a tile
+  float* out = nullptr;             ///< [slots, tile rows, D]; slot = split * tiles + tile
+  float* lse = nullptr;             ///< [slots, tile rows]
+  int slots = 0;                    ///< partial tiles there is room for; 0: nothing is split
+  static constexpr int limit = 32;  ///< of `most`
+  int most = limit;                 ///< splits of a tile
 
   OMNISPARSE_HD constexpr int count(int tiles) const noexcept {
     return tiles > 0 ? clamped(slots / tiles, 1, most) : 1;

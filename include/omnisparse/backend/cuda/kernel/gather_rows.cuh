@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(Threads) scan_rows(gather_task t) {
       __syncthreads();
     }
   }
-  if (threadIdx.x == 0) *s.tile_count = total;
+  if (threadIdx.x == 0) *s.tile_count = total, *s.next = 0;
 }
 
 /// Writes the rows of a part in order, and the first part of a unit its tiles. Grid: units * parts.

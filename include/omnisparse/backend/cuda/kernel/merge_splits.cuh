@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(merge_threads)
   attention_shape const& shape = task.call.shape;
   int const tiles = *schedule.tile_count, splits = task.splits.count(tiles);
   if (splits == 1) return;
-  static_assert(collective::key_splits::most <= 32);
+  static_assert(collective::key_splits::limit <= 32);
   constexpr int per_block = merge_threads / 32;
   int const lane = static_cast<int>(threadIdx.x) % 32, group = shape.group();
   int const first = static_cast<int>(blockIdx.x) * per_block + static_cast<int>(threadIdx.x) / 32;

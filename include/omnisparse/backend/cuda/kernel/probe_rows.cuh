@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(1024)
   }
   if (blockIdx.x != 0 || threadIdx.x != 0) return;
   *p.most = 0;
-  if (schedule.tile_count != nullptr) *schedule.tile_count = 0;
+  if (schedule.tile_count != nullptr) *schedule.tile_count = 0, *schedule.next = 0;
 }
 
 /// Lists the marked rows of each unit, and cuts them into the tiles of a schedule if there is one.
