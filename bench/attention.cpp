@@ -1,5 +1,7 @@
 // Dense and sparse prefill on the CPU. `useful` counts visible pairs only; `ratio` compares a
 // sparse case with its density times the dense time of the same run, plus 2 % of it.
+#include "planted.hpp"
+
 #include <omnisparse/presets.hpp>
 #include <omnisparse/testing/plans.hpp>
 #include <omnisparse/testing/random.hpp>
@@ -133,6 +135,59 @@ void planning(benchmark::State& state) {
   state.counters["call_of_dense"] = call_best / base;
 }
 
+/// q, k, v of a planted call.
+testing::tensors<float> planted_tensors(attention_shape const& s, float far_rows) {
+  bench::planted const from{s, far_rows};
+  auto t = testing::random_tensors<float>(s, 1);
+  auto const fill = [&](std::vector<float>& to, int heads, auto const& element) {
+    std::size_t at = 0;
+    for (int h = 0; h < heads; ++h) {
+      for (int i = 0; i < s.kv_tokens; ++i) {
+        for (int d = 0; d < s.dim; ++d) to[at++] = element(h, i, d);
+      }
+    }
+  };
+  fill(t.q, s.q_heads, [&](int h, int i, int d) { return from.q(0, h, i, d); });
+  fill(t.k, s.kv_heads, [&](int h, int i, int d) { return from.k(0, h, i, d); });
+  return t;
+}
+
+/// A preset beside dense attention, in turn: `of_dense` where it always plans, and as it comes.
+/// The table in backend/cpu/crossover.hpp is read off the first.
+template <class Preset>
+void time_preset(benchmark::State& state, Preset const& preset) {
+  attention_shape const s = shape_of_case(state);
+  auto const t = planted_tensors(s, static_cast<float>(state.range(2)) / 100);
+  auto const dense = attention{backend::cpu{}};
+  auto const plans = preset.with(crossover::never);
+  workspace<> memory(preset.workspace_bytes(s));
+  std::vector<float> out = make_out(s);
+  tensor_view const outs(out.data(), {1, s.q_heads, s.q_tokens, s.dim});
+  double dense_best = 1e9, plans_best = 1e9, best = 1e9;
+  auto const timed = [&](double& fastest, auto const& attend) {
+    auto const start = std::chrono::steady_clock::now();
+    or_throw(attend(t.q_view(), t.k_view(), t.v_view(), outs, memory));
+    fastest = std::min(
+        fastest, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  };
+  for (auto _ : state) timed(dense_best, dense), timed(plans_best, plans), timed(best, preset);
+  state.counters["plans_of_dense"] = plans_best / dense_best;
+  state.counters["of_dense"] = best / dense_best;
+  state.counters["runs_dense"] = preset.runs_dense(s) ? 1 : 0;
+}
+
+void local_first(benchmark::State& state) {
+  time_preset(state, presets::local_first(backend::cpu{}, static_cast<int>(state.range(1))));
+}
+void published(benchmark::State& state) { time_preset(state, presets::published(backend::cpu{})); }
+
+void lengths(benchmark::internal::Benchmark* b) {
+  for (int dim : {64, 128}) {
+    for (int tokens = 256; tokens <= 16384; tokens *= 2) b->Args({dim, tokens, 40});
+  }
+  b->ArgNames({"D", "N", "active"})->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(5);
+}
+
 void shapes(benchmark::internal::Benchmark* b) {
   for (int tokens : {2048, 4096, 8192, 16384}) b->Args({64, tokens});
   for (int tokens : {2048, 4096, 8192, 16384}) b->Args({128, tokens});
@@ -151,5 +206,7 @@ BENCHMARK(sparse_attend)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 BENCHMARK(planning)->Apply(shapes);
+BENCHMARK(local_first)->Apply(lengths);
+BENCHMARK(published)->Apply(lengths);
 
 BENCHMARK_MAIN();

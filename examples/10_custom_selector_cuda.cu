@@ -12,7 +12,8 @@ int main() {
       .batch = 1, .q_heads = 4, .kv_heads = 2, .q_tokens = 1024, .kv_tokens = 1024, .dim = 64};
   auto const t = testing::random_tensors<bfloat16>(shape, 3);
   gpu::tensor<bfloat16> const q({1, 4, 1024, 64}, t.q), k({1, 2, 1024, 64}, t.k);
-  auto const local = presets::local_first(backend::cuda{}, shape.kv_tokens);
+  auto const local =
+      presets::local_first(backend::cuda{}, shape.kv_tokens, {.below = crossover::never});
   auto const attend = local.with(mine::far_or_strided{.epsilon = 1.f, .stride = 32});
   workspace<device> const memory(attend.workspace_bytes<bfloat16>(shape));
   auto const plan = attend.make_plan(shape);

@@ -157,7 +157,9 @@ inline runner runner_of(std::string const& name, policy_options const& o,
     return make_runner(name, attention{cpu}, config, most_tokens, true);
   }
   if (name == "published") {
-    return make_runner(name, presets::published(cpu, {.recall = o.recall > 0 ? o.recall : 0.95f}),
+    return make_runner(name,
+                       presets::published(cpu, {.recall = o.recall > 0 ? o.recall : 0.95f,
+                                                .below = crossover::never}),
                        config, most_tokens, false);
   }
   if (name == "band") {
@@ -170,8 +172,11 @@ inline runner runner_of(std::string const& name, policy_options const& o,
     return make_runner(name, band, config, most_tokens, false);
   }
   if (name == "local_first") {
-    presets::local_first_options options{
-        .window = o.window, .epsilon = o.epsilon, .least = o.least, .chunk_rows = o.chunk_rows};
+    presets::local_first_options options{.window = o.window,
+                                         .epsilon = o.epsilon,
+                                         .least = o.least,
+                                         .chunk_rows = o.chunk_rows,
+                                         .below = crossover::never};
     if (o.recall > 0) options.recall = o.recall;
     auto const local = presets::local_first(cpu, document_tokens, options);
     if (o.budget > 0) {

@@ -12,12 +12,14 @@
 #include <omnisparse/cache/slim.hpp>
 #include <omnisparse/core/backend.hpp>
 #include <omnisparse/core/call.hpp>
+#include <omnisparse/core/crossover.hpp>
 #include <omnisparse/core/decode_call.hpp>
 #include <omnisparse/core/merge.hpp>
 #include <omnisparse/core/softmax_scale.hpp>
 #include <omnisparse/core/version.hpp>
 #include <omnisparse/core/workspace.hpp>
 #include <omnisparse/plan/check.hpp>
+#include <omnisparse/plan/dense.hpp>
 #include <omnisparse/plan/plan.hpp>
 #include <omnisparse/plan/serialize.hpp>
 #include <omnisparse/plan/summary.hpp>
@@ -79,9 +81,9 @@ class attention {
           attention<Backend, std::remove_const_t<decltype(s)>, std::remove_const_t<decltype(r)>,
                     std::remove_const_t<decltype(c)>, std::remove_const_t<decltype(b)>,
                     std::remove_const_t<decltype(t)>, std::remove_const_t<decltype(f)>>;
-      return changed{
-          backend_,
-          {s, r, c, b, t, f, policies_.near, policies_.limit, policies_.rows, policies_.scale}};
+      return changed{backend_,
+                     {s, r, c, b, t, f, policies_.near, policies_.limit, policies_.rows,
+                      policies_.scale, policies_.below}};
     }
   }
   /// The same attention with another near field.
@@ -108,6 +110,12 @@ class attention {
     changed.policies_.scale = scale;
     return changed;
   }
+  /// The same attention that does otherwise with calls too short for planning to pay.
+  constexpr attention with(crossover below) const noexcept {
+    attention changed = *this;
+    changed.policies_.below = below;
+    return changed;
+  }
 
   constexpr policies_type const& policies() const noexcept { return policies_; }
 
@@ -119,13 +127,27 @@ class attention {
     return engine<Backend>::template can_run<T>(backend_, policies_, shape);
   }
 
+  /// Would a call that plans and attends run dense attention instead, because planning cannot pay
+  /// at this size? True for a functor that keeps everything; else only under
+  /// `crossover::measured`. False for what `can_run` refuses.
+  template <element T = float>
+  bool runs_dense(attention_shape const& shape) const noexcept {
+    if constexpr (detail::is_dense<policies_type>) return can_run<T>(shape).ok();
+    if (policies_.below == crossover::never || !can_run<T>(shape).ok()) return false;
+    return engine<Backend>::template crossover_of<T>(backend_, policies_, shape)
+        .prefers_dense(shape, policies_.limit);
+  }
+
   /// Bytes of workspace that any call of this shape and dtype needs, at any lengths. `run` by a
   /// plan of another chunk than this functor's needs no more, unless that is shorter than 64 rows.
   template <element T = float>
   std::size_t workspace_bytes(attention_shape const& shape) const noexcept {
-    return can_run<T>(shape).ok()
-               ? engine<Backend>::template workspace_bytes<T>(backend_, policies_, shape)
-               : 0;
+    if (!can_run<T>(shape).ok()) return 0;
+    std::size_t const bytes =
+        engine<Backend>::template workspace_bytes<T>(backend_, policies_, shape);
+    if (!runs_dense<T>(shape)) return bytes;
+    return larger(bytes, engine<Backend>::template workspace_bytes<T>(
+                             backend_, detail::dense_of(policies_), shape));
   }
 
   /// Memory for the plan of a call of this shape. Allocates.
@@ -133,8 +155,9 @@ class attention {
     return attention_plan<space>(shape, policies_.rows, capacity);
   }
 
-  /// Plans and attends: q [B, Hq, Nq, D], k and v [B, Hkv, Nkv, D] to out [B, Hq, Nq, D] and, where
-  /// given, lse [B, Hq, Nq] (nats, natural). Rows that see nothing get 0 and -inf.
+  /// Plans and attends, or runs dense where `runs_dense` says so: q [B, Hq, Nq, D], k and v
+  /// [B, Hkv, Nkv, D] to out [B, Hq, Nq, D] and, where given, lse [B, Hq, Nq] (nats, natural). Rows
+  /// that see nothing get 0 and -inf.
   template <class Q, class K, class V, class O, class S>
   status operator()(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
                     tensor_view<V, S> const& v, tensor_view<O, S> const& out,
@@ -142,6 +165,11 @@ class attention {
                     inputs<space> const& in = {}, stream on = {}) const noexcept {
     auto const call = make_call(q, k, v, out, lse, in);
     if (status const bad = check(call, writing); !bad.ok()) return bad;
+    if constexpr (!detail::is_dense<policies_type>) {
+      if (runs_dense<O>(call.shape)) {
+        return engine<Backend>::attend(backend_, detail::dense_of(policies_), call, ws, on);
+      }
+    }
     return engine<Backend>::attend(backend_, policies_, call, ws, on);
   }
   /// The same without lse.

@@ -1,5 +1,6 @@
 /// @file
-/// Two ready compositions: one after the published figure, one for models not trained for it.
+/// Two ready compositions: one after the published figure, one for models not trained for it. Both
+/// run dense where planning cannot pay, unless asked to plan always: `crossover`.
 #pragma once
 
 #include <omnisparse/attention.hpp>
@@ -8,9 +9,10 @@ namespace omnisparse::presets {
 
 /// Options of `published`; every one is unpublished, the defaults ours.
 struct published_options {
-  float tau = 0.5f;      ///< of the sink contrast
-  float recall = 0.95f;  ///< of the flattest head
-  near_field near = {};  ///< empty: a lazy row outputs 0
+  float tau = 0.5f;                       ///< of the sink contrast
+  float recall = 0.95f;                   ///< of the flattest head
+  near_field near = {};                   ///< empty: a lazy row outputs 0
+  crossover below = crossover::measured;  ///< of calls too short for planning to pay
 };
 
 /// After the published figure (arXiv 2511.12201): sink contrast for rows, one list for the call,
@@ -20,6 +22,7 @@ template <class Backend>
 constexpr auto published(Backend backend, published_options const& o = {}) noexcept {
   return attention{backend}
       .with(o.near)
+      .with(o.below)
       .with(selector::sink_contrast{.tau = o.tau})
       .with(budget::flattest_head{.recall = o.recall})
       .with(slim::kept_tokens{})
@@ -35,6 +38,7 @@ struct local_first_options {
   float recall = 0.95f;  ///< of its probe rows' mass that each KV head's list holds with the window
   float least = 0.5f;    ///< coverage below which a row is rescued
   int chunk_rows = 0;    ///< rows per kept list; 0: an eighth of the context, in [512, 32768]
+  crossover below = crossover::measured;  ///< of calls too short for planning to pay
 };
 
 /// For models that were not trained for sparsity, and the default for all others: near field for
@@ -50,6 +54,7 @@ constexpr auto local_first(Backend backend, int kv_tokens,
   return attention{backend}
       .with(near_field{.window = window, .sinks = o.sinks})
       .with(chunk{rows})
+      .with(o.below)
       .with(selector::far_mass{.epsilon = o.epsilon})
       .with(budget::per_head{.recall = o.recall})
       .with(rescue::coverage{.least = o.least})

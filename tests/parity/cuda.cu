@@ -241,7 +241,8 @@ TEST_CASE_TEMPLATE("local_first plans alike in the other dtypes", T, omnisparse:
 
 TEST_CASE("a captured graph replays with other inputs, and the same call gives the same bits") {
   attention_shape const s{1, 6, 2, 500, 700, 128};
-  auto const attend = presets::local_first(backend::cuda{}, 700, {.window = 64, .chunk_rows = 200});
+  auto const attend = presets::local_first(
+      backend::cuda{}, 700, {.window = 64, .chunk_rows = 200, .below = crossover::never});
   auto const t = testing::random_tensors<bfloat16>(s, 5, 1.5f);
   auto const other = testing::random_tensors<bfloat16>(s, 6, 1.5f);
   device_call<bfloat16> call(t);
@@ -289,7 +290,8 @@ TEST_CASE("a captured graph replays with other inputs, and the same call gives t
 TEST_CASE("calls on two streams at once give the bits that each gives alone") {
   attention_shape const s{1, 6, 2, 500, 700, 128};
   for (backend::cuda const b : paths) {
-    auto const attend = presets::local_first(b, 700, {.window = 64, .chunk_rows = 200});
+    auto const attend =
+        presets::local_first(b, 700, {.window = 64, .chunk_rows = 200, .below = crossover::never});
     struct lane {
       device_call<bfloat16> call;
       poisoned memory;

@@ -3,14 +3,14 @@
 #pragma once
 
 #include <omnisparse/backend/cpu/attend.hpp>
+#include <omnisparse/backend/cpu/crossover.hpp>
 #include <omnisparse/backend/cpu/decode.hpp>
 #include <omnisparse/backend/cpu/plan.hpp>
-#include <omnisparse/budget/dense.hpp>
 #include <omnisparse/cache/check_decode.hpp>
 #include <omnisparse/core/backend.hpp>
 #include <omnisparse/plan/check.hpp>
+#include <omnisparse/plan/dense.hpp>
 #include <omnisparse/rescue/none.hpp>
-#include <omnisparse/selector/all.hpp>
 
 namespace omnisparse {
 
@@ -26,6 +26,12 @@ struct engine<backend::cpu> {
           "k and v with zeros"};
     }
     return {};
+  }
+
+  template <class T, class Policies>
+  static constexpr crossover_point crossover_of(backend::cpu, Policies const&,
+                                                attention_shape const&) noexcept {
+    return tuning::cpu_crossover<Policies>;
   }
 
   template <class T, class Policies>
@@ -73,7 +79,7 @@ struct engine<backend::cpu> {
     cpu::pack_call(call, m.attend.threads, m.attend.kv);
     cpu::clear_missing_rows(call);
     auto const store = cpu::store_rows(call);
-    if constexpr (is_dense<Policies>) {
+    if constexpr (detail::is_dense<Policies>) {
       cpu::attend_rows(call, {}, p.near, p.limit, m.attend, store);
     } else {
       auto const unrescued = cpu::classes_of(row_class::lazy, row_class::active);
@@ -116,11 +122,6 @@ struct engine<backend::cpu> {
   }
 
  private:
-  // Everything is kept for every row: no plan is needed.
-  template <class Policies>
-  static constexpr bool is_dense = std::same_as<decltype(Policies::selector), selector::all> &&
-                                   std::same_as<decltype(Policies::budget), budget::dense>;
-
   // All memory of planning and attending, and of the plan of a call that does both.
   template <class T, class Policies>
   struct memory {
@@ -135,7 +136,7 @@ struct engine<backend::cpu> {
       memory m;
       m.attend = cpu::attend_memory<A>::take(arena, shape, threads);
       m.plan = cpu::plan_memory<A>::take(arena, shape, p, threads);
-      if constexpr (!is_dense<Policies>) {
+      if constexpr (!detail::is_dense<Policies>) {
         m.view.shape = shape;
         m.view.chunk_rows = p.rows.rows > 0 ? p.rows.rows : larger(1, shape.q_tokens);
         m.view.capacity = shape.kv_tokens;

@@ -7,13 +7,13 @@
 #include <omnisparse/backend/cuda/observe.cuh>
 #include <omnisparse/backend/cuda/paths.cuh>
 #include <omnisparse/backend/cuda/select.cuh>
-#include <omnisparse/budget/dense.hpp>
+#include <omnisparse/backend/cuda/tuning/crossover.hpp>
 #include <omnisparse/core/backend.hpp>
 #include <omnisparse/core/call.hpp>
 #include <omnisparse/core/workspace.hpp>
 #include <omnisparse/plan/check.hpp>
+#include <omnisparse/plan/dense.hpp>
 #include <omnisparse/rescue/none.hpp>
-#include <omnisparse/selector/all.hpp>
 
 namespace omnisparse {
 
@@ -23,6 +23,12 @@ struct engine<backend::cuda> {
   template <class T, class Policies>
   static status can_run(backend::cuda b, Policies const&, attention_shape const& shape) noexcept {
     return launch::path_of<T>(b.path, shape).why;
+  }
+
+  template <class T, class Policies>
+  static crossover_point crossover_of(backend::cuda b, Policies const&,
+                                      attention_shape const& shape) noexcept {
+    return tuning::cuda_crossover<Policies>(launch::path_of<T>(b.path, shape).hopper);
   }
 
   template <class T, class Policies>
@@ -77,7 +83,7 @@ struct engine<backend::cuda> {
                        workspace_view<device> ws, cudaStream_t on) noexcept {
     return with_memory<T>(b, p, call, ws, [&](auto const& path, auto const& m) {
       auto const lse = call.lse.is_null() ? m.attend.lse : call.lse;
-      if constexpr (is_dense<Policies>) {
+      if constexpr (detail::is_dense<Policies>) {
         return path.dense(call, p.limit, lse, on);
       } else {
         plan_view<device> plan = m.plan;
@@ -92,10 +98,6 @@ struct engine<backend::cuda> {
   }
 
  private:
-  // Everything is kept for every row: no plan is needed.
-  template <class Policies>
-  static constexpr bool is_dense = std::same_as<decltype(Policies::selector), selector::all> &&
-                                   std::same_as<decltype(Policies::budget), budget::dense>;
   template <class Policies>
   static constexpr bool rescues = !std::same_as<decltype(Policies::rescue), rescue::none>;
   // Every workspace has room to attend by plans of chunks of 64 rows and more, for a hundredth of
@@ -136,7 +138,7 @@ struct engine<backend::cuda> {
       m.plan.shape = shape;
       m.plan.chunk_rows = chunk_rows;
       m.plan.capacity = shape.kv_tokens;
-      if constexpr (!is_dense<Policies>) {
+      if constexpr (!detail::is_dense<Policies>) {
         auto const lists = static_cast<std::size_t>(m.plan.list_count());
         m.plan.rows = arena.take<row_class>(static_cast<std::size_t>(m.plan.row_count()));
         m.plan.kept_counts = arena.take<int>(lists);

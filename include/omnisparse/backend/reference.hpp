@@ -21,6 +21,13 @@ struct engine<backend::reference> {
     return {};
   }
 
+  // The definition is never run for its speed.
+  template <class T, class Policies>
+  static constexpr crossover_point crossover_of(backend_type, Policies const&,
+                                                attention_shape const&) noexcept {
+    return {};
+  }
+
   template <class T, class Policies>
   static constexpr std::size_t workspace_bytes(backend_type, Policies const&,
                                                attention_shape const&) noexcept {

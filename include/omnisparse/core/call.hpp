@@ -3,6 +3,7 @@
 /// shares.
 #pragma once
 
+#include <omnisparse/core/crossover.hpp>
 #include <omnisparse/core/dtype.hpp>
 #include <omnisparse/core/near_field.hpp>
 #include <omnisparse/core/policy.hpp>
@@ -25,6 +26,7 @@ struct policy_set {
   mask limit = mask::causal;
   chunk rows = {};  ///< rows per list
   softmax_scale scale = {};
+  crossover below = crossover::never;  ///< of calls too short to plan
 };
 
 /// Where the log-sum-exp of each row goes: [batch, q_heads, q_tokens], nats, in the accumulator
