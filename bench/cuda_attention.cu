@@ -20,7 +20,7 @@ constexpr int chunk_rows = 32768, rounds = 10;
 
 attention_shape shape_of_case(int dim, int tokens) {
   return dim == 64 ? attention_shape{1, 32, 8, tokens, tokens, 64}
-                   : attention_shape{1, 28, 4, tokens, tokens, 128};
+                   : attention_shape{1, 28, 4, tokens, tokens, dim};
 }
 
 /// The inputs of a case; those of the case before are kept, as neighbours often share them.
@@ -233,12 +233,44 @@ attention_plan<host> time_whole(benchmark::State& state, Attention const& attend
   return decided;
 }
 
-/// A whole call of the default composition, as it comes.
-void preset(benchmark::State& state) {
+/// A whole call of a preset as it comes; where it always plans; and dense attention. The table in
+/// tuning/crossover.hpp is read off `plans` over `dense`.
+template <class Preset>
+void time_preset(benchmark::State& state, attention_shape const& s, Preset const& preset,
+                 backend::cuda_path path) {
+  auto const& t = tensors_of(s, static_cast<float>(state.range(2)) / 100);
+  auto const plans = preset.with(crossover::never);
+  auto const dense = attention{backend::cuda{path}};
+  double as_it_comes = 0;
+  {
+    workspace<device> const memory(
+        larger(preset.template workspace_bytes<T>(s), dense.template workspace_bytes<T>(s)));
+    auto const lap = [&](auto const& attend, stopwatch& watch) {
+      or_throw(attend(t.q, t.k, t.v, t.out, t.lse, memory)), watch.mark();
+    };
+    auto const laps = median_laps(rounds, [&](stopwatch& watch) {
+      lap(dense, watch), lap(preset, watch), lap(plans, watch);
+    });
+    state.counters["dense"] = laps[0];
+    state.counters["plans"] = laps[2];
+    as_it_comes = laps[1];
+  }
+  time_whole(state, plans, t);
+  state.counters["ms"] = as_it_comes;
+  state.counters["runs_dense"] = preset.template runs_dense<T>(s) ? 1 : 0;
+}
+
+template <bool Portable>
+void local_first(benchmark::State& state) {
   attention_shape const s =
       shape_of_case(static_cast<int>(state.range(0)), static_cast<int>(state.range(1)));
-  auto const& t = tensors_of(s, static_cast<float>(state.range(2)) / 100);
-  time_whole(state, presets::local_first(backend::cuda{}, s.kv_tokens), t);
+  auto const path = Portable ? backend::cuda_path::portable : backend::cuda_path::automatic;
+  time_preset(state, s, presets::local_first(backend::cuda{path}, s.kv_tokens), path);
+}
+void published(benchmark::State& state) {
+  attention_shape const s =
+      shape_of_case(static_cast<int>(state.range(0)), static_cast<int>(state.range(1)));
+  time_preset(state, s, presets::published(backend::cuda{}), backend::cuda_path::automatic);
 }
 
 /// A whole call by a budget that is told, then its stages one by one.
@@ -344,6 +376,24 @@ void top(benchmark::State& state, Budget budget) {
 void top_fixed(benchmark::State& state) { top(state, budget::fixed{.count = 13107}); }
 void top_reach(benchmark::State& state) { top(state, budget::guaranteed{.recall = 0.95f}); }
 
+/// Dense attention and a whole sparse call at other head dimensions, which run padded.
+void head_dimension(benchmark::State& state) {
+  int const dim = static_cast<int>(state.range(0)), tokens = static_cast<int>(state.range(1));
+  attention_shape const s{1, 28, 4, tokens, tokens, dim};
+  auto const& t = tensors_of(s, 0.15f);
+  auto const full = attention{backend::cuda{}};
+  auto const some = sparse(0.05f);
+  workspace<device> const memory(larger(full.workspace_bytes<T>(s), some.workspace_bytes<T>(s)));
+  auto const laps = median_laps(rounds, [&](stopwatch& watch) {
+    or_throw(full(t.q, t.k, t.v, t.out, t.lse, memory)), watch.mark();
+    or_throw(some(t.q, t.k, t.v, t.out, t.lse, memory)), watch.mark();
+  });
+  for (auto _ : state) state.SetIterationTime(laps[0] / 1e3);
+  state.counters["ms"] = laps[0];
+  state.counters["sparse"] = laps[1];
+  state.counters["TFLOP/s"] = tera_flops(s, dense_pairs(s), laps[0]);
+}
+
 /// A refusal ends a benchmark with its sentence, not the program.
 template <auto Benchmark>
 void guarded(benchmark::State& state) {
@@ -395,11 +445,28 @@ BENCHMARK(guarded<prefill>)
     ->ArgsProduct({{64}, {131072}, {15}, {5}})
     ->ArgNames({"D", "N", "active", "keep"})
     ->Apply(timed);
-BENCHMARK(guarded<preset>)
-    ->Name("preset")
-    ->ArgsProduct({{128}, {8192, 32768, 131072}, {40}})
+BENCHMARK(guarded<local_first<false>>)
+    ->Name("local_first")
+    ->ArgsProduct({{128, 64}, powers(256, 131072), {40}})
     ->ArgNames({"D", "N", "active"})
     ->Apply(timed);
+BENCHMARK(guarded<local_first<true>>)
+    ->Name("local_first_portable")
+    ->ArgsProduct({{128}, powers(1024, 16384), {40}})
+    ->ArgNames({"D", "N", "active"})
+    ->Apply(timed);
+BENCHMARK(guarded<published>)
+    ->Name("published")
+    ->ArgsProduct({{128}, powers(256, 131072), {40}})
+    ->ArgNames({"D", "N", "active"})
+    ->Apply(timed);
+BENCHMARK(guarded<head_dimension>)
+    ->Name("head_dimension")
+    ->ArgsProduct({{16, 32, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256}, {16384}})
+    ->ArgNames({"D", "N"})
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond)
+    ->Iterations(1);
 BENCHMARK(guarded<top_fixed>)
     ->Name("top_fixed")
     ->Args({16, 131072})
