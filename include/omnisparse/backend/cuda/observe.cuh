@@ -104,7 +104,7 @@ status measure_moments(attention_call<T, device> const& call, kernel::moment_sou
                        kernel::block_moments m, far_estimate const& estimate,
                        cudaStream_t on) noexcept {
   m.weight = estimate.variance_weight * 0.5f * collective::inverse_root<D>;
-  constexpr int threads = kernel::moment_threads, together = 3;  // levels pooled by one launch
+  constexpr int threads = kernel::moment_threads, together = 4;  // levels pooled by one launch
   int const lists = from.range.lists(call.shape);
   std::int64_t const blocks =
       std::int64_t{lists} * ceil_div(m.layout.blocks(0), kernel::moment_warps);
