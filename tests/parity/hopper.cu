@@ -55,7 +55,7 @@ __global__ void attend_by_definition(attention_call<T, device> call, near_field 
           logit +=
               static_cast<double>(call.q(b, h, i, d)) * static_cast<double>(call.k(b, g, j, d));
         }
-        logit /= sqrt(static_cast<double>(s.dim));
+        logit *= call.scale.of<double>(s.dim);
       }
       shares[t] = pass == 0 ? logit : sees ? exp(logit - high) : 0;
       __syncthreads();
@@ -63,7 +63,7 @@ __global__ void attend_by_definition(attention_call<T, device> call, near_field 
         if (pass == 0) high = fmax(high, shares[n]);
         if (pass == 0 || shares[n] == 0) continue;
         whole += shares[n];
-        for (int k = 0; k < s.dim / 64; ++k) {
+        for (int k = 0; t + 64 * k < s.dim; ++k) {
           sums[k] += shares[n] * static_cast<double>(call.v(b, g, first + n, t + 64 * k));
         }
       }
@@ -71,7 +71,7 @@ __global__ void attend_by_definition(attention_call<T, device> call, near_field 
     }
   }
   std::int64_t const row = (std::int64_t{b} * s.q_heads + h) * s.q_tokens + i;
-  for (int k = 0; k < s.dim / 64; ++k) {
+  for (int k = 0; t + 64 * k < s.dim; ++k) {
     out[row * s.dim + t + 64 * k] =
         static_cast<T>(whole > 0 ? static_cast<float>(sums[k] / whole) : 0.f);
   }
@@ -102,18 +102,20 @@ void run_stages(attention_call<T, device> const& call, near_field near, mask lim
   REQUIRE(launch::hopper_rescued<T, D, Values>(call, near, limit, plan, call.lse, m, {}).ok());
 }
 
-// The whole plan, in stages, with values and with keys only, against the definition.
+// The whole plan, in stages, with values and with keys only, against the definition. The plan's
+// shape says the heads' dimension, D is that of the kernels.
 template <class T, int D>
 void check_stages(shape_case const& c, near_field near, mask limit, plan_view<host> const& plan,
                   layout order, launch::packing room, std::string const& what,
-                  float sharpness = 1.f) {
-  attention_shape const s = c.with_dim(D);
+                  float sharpness = 1.f, softmax_scale scale = {}) {
+  attention_shape const s = plan.shape;
   device_inputs const in(s, c.q_lengths, c.kv_lengths);
   make_missing_rows_lazy(plan, in.on_host);
   auto const twin = to_device(plan);
   memory_of<T> const memory(s, plan.chunk_rows, limit, plan.capacity, room);
-  device_call<T> x(tensors_of<T>(c, D, sharpness), order);
+  device_call<T> x(tensors_of<T>(c, s.dim, sharpness), order);
   auto call = x.call(in.on_device);
+  call.scale = scale;
   testing::result<T> oracle(s);
   fill_oracle(oracle, call, near, limit, twin);
   REQUIRE(launch::hopper_can_read(call));
@@ -198,6 +200,27 @@ TEST_CASE_TEMPLATE("near, far and rescued rows equal the definition on any plan"
   if (!has_hopper()) return;
   check_plans<T, 64>(3);
   check_plans<T, 128>(4);
+}
+
+TEST_CASE_TEMPLATE("heads of every dimension, under every scale", T, bfloat16, omnisparse::half) {
+  if (!has_hopper()) return;
+  std::uint64_t seed = 70;
+  for (int const n : {2, 3, 7, 8}) {
+    for (int dim = 16; dim <= 128; dim += 8) {
+      shape_case const& c = shape_cases[n];
+      attention_shape const s = c.with_dim(dim);
+      near_field const near = fields[++seed % 10];
+      mask const limit = seed % 3 == 0 ? mask::full : mask::causal;
+      attention_plan<> const plan(s, {c.chunk_rows});
+      testing::fill_plan(plan, testing::plan_kind::random, seed);
+      auto const order = seed % 2 == 0 ? layout::heads_first : layout::tokens_first;
+      double const scales[] = {0, 0.05, 0.37};
+      softmax_scale const scale{scales[seed % 3]};
+      auto const what = describe(s, near, limit, "scale " + std::to_string(scale.value));
+      auto const check = dim <= 64 ? check_stages<T, 64> : check_stages<T, 128>;
+      check(c, near, limit, plan, order, launch::packing::usual, what, 1.f, scale);
+    }
+  }
 }
 
 TEST_CASE("huge logits give neither NaN nor infinity") {

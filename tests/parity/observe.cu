@@ -134,6 +134,7 @@ struct setting {
   int chunk_rows = 0;
   std::vector<int> q_lengths = {}, kv_lengths = {};
   float sharpness = 1.f;
+  softmax_scale scale = {};
 
   std::string text() const {
     auto const& s = shape;
@@ -145,7 +146,7 @@ struct setting {
            std::to_string(estimate.block) + "/" + std::to_string(estimate.per_level) +
            (estimate.by == far_estimate::kind::upper_bound ? " bound" : "") + " layout " +
            std::to_string(static_cast<int>(order)) + " chunk " + std::to_string(chunk_rows) +
-           (kv_lengths.empty() ? "" : " ragged");
+           (kv_lengths.empty() ? "" : " ragged") + " scale " + std::to_string(scale.value);
   }
 };
 
@@ -171,6 +172,7 @@ struct both_sides {
         kv_lengths(s.kv_lengths),
         segments(kinds) {
     on_host.shape = on_device.shape = s.shape;
+    on_host.scale = on_device.scale = s.scale;
     on_host.q = t.q_view();
     on_host.k = t.k_view();
     on_device.q = q.view;
@@ -224,8 +226,9 @@ struct both_sides {
     for (int j = 0; j < extent.kv_tokens; ++j) {
       if (cpu::reference_sees(kind, set.near, set.limit, extent.position(i), extent.kv_tokens,
                               listed, j)) {
-        logits.push_back(cpu::reference_logit(
-            on_host.q.at(b, h, i), on_host.k.at(b, h / set.shape.group(), j), set.shape.dim));
+        logits.push_back(cpu::reference_logit(on_host.q.at(b, h, i),
+                                              on_host.k.at(b, h / set.shape.group(), j),
+                                              set.shape.dim, set.scale));
       }
     }
     return cpu::reference_lse(logits);
@@ -236,7 +239,8 @@ struct both_sides {
         on_host.q.at(b, h, i), on_host.k, b, h / set.shape.group(),
         set.near.window_of(extent.position(i), extent.kv_tokens, set.limit), set.near.sinks,
         extent.kv_tokens, set.estimate, set.limit,
-        [&](int j) { return listed == nullptr || !(*listed)[static_cast<std::size_t>(j)]; });
+        [&](int j) { return listed == nullptr || !(*listed)[static_cast<std::size_t>(j)]; },
+        set.scale);
   }
 };
 
@@ -416,7 +420,7 @@ void check_probe(setting const& set, field_scorer scorer = {}) {
         return launch::hopper_probe<decltype(dim)::value>(sides.on_device, p, range, scores,
                                                           memory.memory, m, nullptr);
       };
-      status const ran = s.dim == 64 ? run(std::integral_constant<int, 64>{})
+      status const ran = s.dim <= 64 ? run(std::integral_constant<int, 64>{})
                                      : run(std::integral_constant<int, 128>{});
       require_cuda(cudaDeviceSynchronize());  // before its memory goes
       return ran;
@@ -602,7 +606,7 @@ void check_contrast(setting const& set, int first, pool_range range) {
         int const end = range == pool_range::past ? clamped(position + 1, 0, extent.kv_tokens)
                                                   : extent.kv_tokens;
         auto const seen = cpu::reference_sink_and_mean(sides.on_host.q.at(b, h, i), sides.on_host.k,
-                                                       b, h / s.group(), first, end);
+                                                       b, h / s.group(), first, end, set.scale);
         bool const text = position >= 0 && sides.on_host.in.segments(b, position) == segment::text;
         bool const keeps = p.selector.keeps(seen, {position, h}) || text;
         active_rows += keeps ? 1 : 0;
@@ -753,6 +757,57 @@ TEST_CASE_TEMPLATE("many probes by Hopper's products", T, bfloat16, omnisparse::
   for (int const last : {300, 448, 450}) {
     check_probe<T, true>({{4, 8, 8, 900, 900, 64}, {20, 4}, mask::causal, {}, layout::plain, 450},
                          {.last = last, .every = 0});
+  }
+}
+
+// Heads of other dimensions than the kernels, and scales that are not 1 / sqrt D.
+setting with_head(setting s, int dim, double scale) {
+  s.shape.dim = dim;
+  s.scale.value = scale;
+  return s;
+}
+
+struct head {
+  int dim;
+  double scale;
+};
+constexpr head heads[] = {{16, 0},    {24, 0.3}, {40, 0},     {56, 0.05}, {64, 0.07}, {72, 0},
+                          {80, 0.2},  {96, 0},   {112, 0.05}, {120, 0},   {128, 0.2}, {136, 0},
+                          {160, 0.1}, {192, 0},  {248, 0.04}, {256, 0.1}};
+
+TEST_CASE("observations of heads of any dimension, under any scale") {
+  int n = 0;
+  for (auto const [dim, scale] : heads) {
+    ++n;
+    for (int const at : {2, 9, 13, 17, 19, 21, 22}) {
+      setting const s = with_head(far_settings[at], dim, scale);
+      if ((n + at) % 3 == 0) check_far<bfloat16>(s);
+      if ((n + at) % 3 == 1) check_far<omnisparse::half>(s);
+      if ((n + at) % 3 == 2) check_far<float>(s);
+    }
+    for (int const at : {3, 4, 8, 10}) {
+      setting const s = with_head(probe_settings[at], dim, scale);
+      if ((n + at) % 3 == 0) check_probe<bfloat16>(s);
+      if ((n + at) % 3 == 1) check_probe<omnisparse::half>(s);
+      if ((n + at) % 3 == 2) check_probe<float>(s);
+    }
+    setting s = with_head({{1, 4, 2, 300, 300, 0}, {32, 4}, mask::causal, fine}, dim, scale);
+    s.order = n % 2 == 0 ? layout::odd : layout::plain;
+    s.chunk_rows = 100;
+    check_rescue<bfloat16>(s, testing::plan_kind::random);
+    check_contrast<bfloat16>(s, 3, pool_range::past);
+    check_contrast<float>(s, 70, pool_range::whole_call);
+  }
+}
+
+TEST_CASE_TEMPLATE("probes by Hopper's products of any dimension, under any scale", T, bfloat16,
+                   omnisparse::half) {
+  if (!has_hopper()) return;
+  for (auto const [dim, scale] : heads) {
+    if (dim > 128) continue;
+    check_probe<T, true>(with_head(probe_settings[3], dim, scale));
+    check_probe<T, true>(with_head(probe_settings[9], dim, scale));
+    check_probe<T, true>(with_head(probe_settings[1], dim, scale), {.last = 0, .every = 1});
   }
 }
 

@@ -35,15 +35,17 @@ void run_stages(attention_call<T, device> const& call, near_field near, mask lim
   REQUIRE(launch::portable_rescued<T, D, Values>(call, near, limit, plan, call.lse, m, {}).ok());
 }
 
-// The whole plan, in stages, with values and with keys only, against the reference.
+// The whole plan, in stages, with values and with keys only, against the reference. The plan's
+// shape says the heads' dimension, D is that of the kernels.
 template <class T, int D>
 void check_stages(shape_case const& c, near_field near, mask limit, plan_view<host> const& plan,
-                  layout order, std::string const& what, float sharpness = 1.f) {
-  attention_shape const s = c.with_dim(D);
-  auto const t = tensors_of<T>(c, D, sharpness);
+                  layout order, std::string const& what, float sharpness = 1.f,
+                  softmax_scale scale = {}) {
+  attention_shape const s = plan.shape;
+  auto const t = tensors_of<T>(c, s.dim, sharpness);
   device_inputs const in(s, c.q_lengths, c.kv_lengths);
   testing::result<T> oracle(s);
-  auto const reference = attention{backend::reference{}}.with(near).with(limit);
+  auto const reference = attention{backend::reference{}}.with(near).with(limit).with(scale);
   REQUIRE(reference
               .run(t.q_view(), t.k_view(), t.v_view(), plan, oracle.out_view, oracle.lses,
                    workspace<>{}, in.on_host)
@@ -52,6 +54,7 @@ void check_stages(shape_case const& c, near_field near, mask limit, plan_view<ho
   memory_of<T> const p(s, plan.chunk_rows, limit);
   device_call<T> x(t, order);
   auto call = x.call(in.on_device);
+  call.scale = scale;
   run_stages<T, D, true>(call, near, limit, twin, p.m);
   check_cuda(cudaDeviceSynchronize());
   check_outputs(x, oracle, what);
@@ -149,6 +152,28 @@ TEST_CASE("float equals the reference in order and on any plan") {
   check_all<float, 64>(7);
   check_all<float, 128>(8);
   check_all<float, 256>(9);
+}
+
+TEST_CASE_TEMPLATE("heads of every dimension, under every scale", T, bfloat16, omnisparse::half,
+                   float) {
+  std::uint64_t seed = 70;
+  for (int dim = 16; dim <= 256; dim += 8) {
+    for (int n = dim / 8 % 3; n < 10; n += 3) {
+      shape_case const& c = shape_cases[n];
+      attention_shape const s = c.with_dim(dim);
+      near_field const near = fields[++seed % 10];
+      mask const limit = seed % 3 == 0 ? mask::full : mask::causal;
+      attention_plan<> const plan(s, {c.chunk_rows});
+      testing::fill_plan(plan, testing::plan_kind::random, seed);
+      double const scales[] = {0, 0.05, 0.37};
+      softmax_scale const scale{scales[seed % 3]};
+      auto const what = describe(s, near, limit, "scale " + std::to_string(scale.value));
+      auto const check = dim <= 64    ? check_stages<T, 64>
+                         : dim <= 128 ? check_stages<T, 128>
+                                      : check_stages<T, 256>;
+      check(c, near, limit, plan, orders[seed % 3], what, 1.f, scale);
+    }
+  }
 }
 
 TEST_CASE("logits of 1e4 give neither NaN nor infinity") {

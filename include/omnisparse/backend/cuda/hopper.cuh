@@ -16,9 +16,9 @@ namespace omnisparse::launch {
 template <class T>
 status hopper_can_run(attention_shape const& shape) noexcept {
   static_assert(std::is_same_v<T, bfloat16> || std::is_same_v<T, half>);
-  if (shape.dim != 64 && shape.dim != 128) {
+  if (!tuning::takes_dim(shape.dim) || tuning::kernel_dim(shape.dim) > 128) {
     return {status_code::unsupported,
-            "omnisparse: the Hopper kernels take a head dimension D of 64 or 128"};
+            "omnisparse: the Hopper kernels take a head dimension D of 16 to 128 in steps of 8"};
   }
   device_traits traits;
   if (status const bad = read_device(traits); !bad.ok()) return bad;
@@ -51,9 +51,11 @@ bool hopper_can_read(attention_call<T, device> const& call) noexcept {
 /// Runs the kernel over the items of a task, at most `most_items` of them. `task.counter` is 0.
 /// Asynchronous on `on`.
 template <class T, int D, bool Gathered, bool Values>
-status launch_attend(collective::attend_task<T> const& task, kernel::attend_maps const& maps,
+status launch_attend(collective::attend_task<T> task, kernel::attend_maps const& maps,
                      std::int64_t most_items, cudaStream_t on) noexcept {
   if (most_items == 0) return {};
+  attention_shape const& shape = task.call.shape;
+  task.terms = collective::softmax_terms::of<T>(task.call.scale, shape.dim, shape.kv_tokens);
   device_traits traits;
   if (status const bad = read_device(traits); !bad.ok()) return bad;
   auto const run = kernel::hopper_attend<T, D, Gathered, Values>;
@@ -92,7 +94,7 @@ status attend_in_order(collective::attend_task<T>& task, cudaStream_t on) noexce
   if (s.ok()) s = encode_keys<T, Values>(maps, task.call.k, task.call.v);
   if (!s.ok()) return s;
   // Heads whose keys and values fit L2 run together; a window alone always fits.
-  std::int64_t const bytes = std::int64_t{4} * larger(1, shape.kv_tokens) * D;
+  std::int64_t const bytes = std::int64_t{4} * larger(1, shape.kv_tokens) * shape.dim;
   std::int64_t const fit = (std::int64_t{tuning::hopper_l2_megabytes} << 20) / bytes;
   bool const windows = task.keys == collective::attend_keys::near;
   task.section = shape.group() *
@@ -151,7 +153,7 @@ status hopper_far(attention_call<T, device> const& call, near_field const& near,
       call, limit, plan.capacity, [&](chunk_range range, packed_kv<T> const& packed) {
         task.range = range;
         task.rows_per_list = packed.rows_per_list;
-        int const extents[4] = {1, range.lists(call.shape), packed.rows_per_list, D};
+        int const extents[4] = {1, range.lists(call.shape), packed.rows_per_list, call.shape.dim};
         kernel::attend_maps maps = {};
         status s = encode_keys<T, Values>(maps, {packed.k, extents}, {packed.v, extents});
         if (s.ok()) s = pack_lists<T, D>(packing, plan, near, range, packed, on);
@@ -178,8 +180,8 @@ status attend_gathered(collective::attend_task<T>& task, hopper_memory<T> const&
   // Ten items a multiprocessor: with fewer tiles their keys are split, down to about what loading
   // the rows and ending an item costs.
   constexpr int least_keys = tuning::hopper_keys * (Values ? 8 : 16);
-  task.splits =
-      memory.splits(D, 10 * traits.multiprocessors, task.call.shape.kv_tokens / least_keys);
+  task.splits = memory.splits(task.call.shape.dim, D, 10 * traits.multiprocessors,
+                              task.call.shape.kv_tokens / least_keys);
   s = launch_attend<T, D, true, Values>(task, maps, traits.multiprocessors, on);
   if (!s.ok()) return s;
   kernel::merge_splits<T, D, Values>

@@ -5,6 +5,7 @@
 #include <omnisparse/backend/cuda/collective/key_splits.hpp>
 #include <omnisparse/backend/cuda/pack.cuh>
 #include <omnisparse/backend/cuda/row_schedule.cuh>
+#include <omnisparse/backend/cuda/tuning/head_dim.hpp>
 #include <omnisparse/backend/cuda/tuning/hopper_attend.cuh>
 
 namespace omnisparse::launch {
@@ -26,7 +27,7 @@ struct hopper_memory {
                             int chunk_rows, mask limit, int capacity,
                             packing room = packing::usual) noexcept {
     hopper_memory m;
-    bool const narrow = shape.dim == 64;
+    bool const narrow = tuning::kernel_dim(shape.dim) == 64;
     int const tile_rows =
         (narrow ? tuning::hopper_attend_for<64>() : tuning::hopper_attend_for<128>()).rows();
     m.counter = arena.take<int>(1);
@@ -61,16 +62,16 @@ struct hopper_memory {
     return round_up(smaller(capacity, seen), 128);
   }
 
-  /// Room for at most `wanted` partial row tiles, where packed lists are at other times, and at
-  /// most `most` of a tile.
-  collective::key_splits splits(int dim, int wanted, int most) const noexcept {
+  /// Room for at most `wanted` partial row tiles of `width` columns, where packed lists of rows of
+  /// `dim` elements are at other times, and at most `most` of a tile.
+  collective::key_splits splits(int dim, int width, int wanted, int most) const noexcept {
     std::int64_t const rows = schedule.tile_rows;
-    auto const fit = pool_rows * dim * std::int64_t{sizeof(T)} / (rows * (dim + 1) * 4);
+    auto const fit = pool_rows * dim * std::int64_t{sizeof(T)} / (rows * (width + 1) * 4);
     collective::key_splits s;
     s.most = clamped(most, 1, collective::key_splits::limit);
     s.slots = static_cast<int>(smaller<std::int64_t>(fit, wanted));
     s.out = reinterpret_cast<float*>(pool.k);
-    s.lse = s.out + s.slots * rows * dim;
+    s.lse = s.out + s.slots * rows * width;
     return s;
   }
 

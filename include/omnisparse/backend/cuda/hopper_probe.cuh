@@ -31,8 +31,9 @@ status hopper_probe(attention_call<T, device> const& call, Policies const& p, ch
 
   CUtensorMap keys = {};
   if (s.ok()) s = encode_map(keys, call.k, block::keys);
-  kernel::probe_task<T, scorer> const sums{shape, call.in,  call.q, p.near,  p.limit,
-                                           range, m.probes, scores, p.scorer};
+  kernel::probe_task<T, scorer> const sums{
+      shape, call.in,  call.q, p.near,   p.limit,
+      range, m.probes, scores, p.scorer, collective::logit_scale::of(call.scale, shape.dim)};
   if (s.ok()) {
     s = start(kernel::hopper_score_keys<T, D, scorer>, traits.multiprocessors, block::threads,
               static_cast<int>(sizeof(block)) + 1024, on, keys, sums);

@@ -70,10 +70,10 @@ struct observe_memory {
   }
 };
 
-/// Calls act(std::integral_constant<int, D>) for the head dimension of a shape: 64, 128 or 256.
+/// Calls act(std::integral_constant<int, D>) for the kernels of a shape's heads: 64, 128 or 256.
 template <class Act>
 status with_dim(attention_shape const& shape, Act const& act) noexcept {
-  switch (shape.dim) {
+  switch (tuning::kernel_dim(shape.dim)) {
     case 64:
       return act(std::integral_constant<int, 64>{});
     case 128:
@@ -103,7 +103,8 @@ template <int D, class T>
 status measure_moments(attention_call<T, device> const& call, kernel::moment_source const& from,
                        kernel::block_moments m, far_estimate const& estimate,
                        cudaStream_t on) noexcept {
-  m.weight = estimate.variance_weight * 0.5f * collective::inverse_root<D>;
+  m.weight = estimate.variance_weight * 0.5f *
+             collective::logit_scale::of(call.scale, call.shape.dim).nats;
   constexpr int threads = kernel::moment_threads, together = 4;  // levels pooled by one launch
   int const lists = from.range.lists(call.shape);
   std::int64_t const blocks =
@@ -137,7 +138,8 @@ status decide_by_far(attention_call<T, device> const& call, kernel::moment_sourc
   return start(kernel::decide_by_far<T, D, Decide, inputs<device>>,
                std::int64_t{from.range.lists(shape)} * parts, kernel::far_threads,
                static_cast<int>(sizeof(kernel::far_shared<T, D>)), on, shape, call.in, call.q, from,
-               m, estimate, span, parts, seen, decide);
+               m, estimate, span, parts, seen, decide,
+               collective::logit_scale::of(call.scale, shape.dim));
 }
 
 /// Row classes by a selector that observes nothing or sink_and_mean: lazy or active. Text rows are
@@ -167,7 +169,8 @@ status classify(attention_call<T, device> const& call, Policies const& p,
         s = start(kernel::classify_by_contrast<T, D, std::remove_const_t<selector>, inputs<device>>,
                   slots * ceil_div(shape.q_tokens, rows), kernel::contrast_threads,
                   means * 2 * D * static_cast<int>(sizeof(float)), on, shape, call.in, call.q,
-                  call.k, plan, m.sums, p.selector);
+                  call.k, plan, m.sums, p.selector,
+                  collective::logit_scale::of(call.scale, shape.dim));
       }
       return s;
     });
@@ -229,6 +232,7 @@ status probe(attention_call<T, device> const& call, Policies const& p,
       using tile = kernel::probe_tile<T, D>;
       // More blocks than a GPU runs at once; each takes every so-many-th item.
       constexpr std::int64_t most_blocks = 8192;
+      auto const scale = collective::logit_scale::of(call.scale, shape.dim);
       std::int64_t const lists = range.lists(shape);
       std::int64_t const tiles =
           ceil_div<std::int64_t>(std::int64_t{m.probes.chunk_rows} * shape.group(), tile::rows);
@@ -236,7 +240,7 @@ status probe(attention_call<T, device> const& call, Policies const& p,
       if (s.ok()) {
         s = start(kernel::sum_probe_rows<T, D, inputs<device>>,
                   smaller(most_blocks, lists * tiles * m.probes.most_splits), kernel::probe_threads,
-                  tile::bytes, on, shape, call.in, call.q, call.k, range, p.limit, m.probes);
+                  tile::bytes, on, shape, call.in, call.q, call.k, range, p.limit, m.probes, scale);
       }
       if (s.ok()) {
         s = start(kernel::merge_probe_rows, lists * m.probes.merge_blocks, 256, 0, on, shape, range,
@@ -246,7 +250,7 @@ status probe(attention_call<T, device> const& call, Policies const& p,
         s = start(kernel::score_keys<T, D, scorer, inputs<device>>,
                   lists * ceil_div(scores.keys, tile::rows), kernel::probe_threads, tile::bytes, on,
                   shape, call.in, call.q, call.k, p.near, p.limit, range, m.probes, scores,
-                  p.scorer);
+                  p.scorer, scale);
       }
       return s;
     });

@@ -59,6 +59,7 @@ status pack_lists(attention_call<T, device> const& call, plan_view<device> const
   task.range = range;
   task.sinks = near.sinks;
   task.rows_per_list = packed.rows_per_list;
+  task.pieces = call.shape.dim * static_cast<int>(sizeof(T)) / 16;
   // About 2048 CTAs in all keep every GPU busy; lists are often far from full.
   task.parts = clamped(ceil_div(2048, lists), 1, ceil_div(packed.rows_per_list, 64));
   auto const fill = [&](int kv, tensor_view<T const, device> const& x, T* target) {

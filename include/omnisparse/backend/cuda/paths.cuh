@@ -8,6 +8,7 @@
 #include <omnisparse/backend/cuda/hopper_probe.cuh>
 #include <omnisparse/backend/cuda/observe.cuh>
 #include <omnisparse/backend/cuda/portable.cuh>
+#include <omnisparse/backend/cuda/tuning/head_dim.hpp>
 #include <omnisparse/core/call.hpp>
 
 #include <concepts>
@@ -101,11 +102,12 @@ path_choice path_of(backend::cuda_path wanted, attention_shape const& shape) noe
              "omnisparse: the CUDA backend takes float, bfloat16 and half, not double: convert, or "
              "use backend::cpu"}};
   } else {
-    if (shape.dim != 64 && shape.dim != 128 && shape.dim != 256) {
+    if (!tuning::takes_dim(shape.dim)) {
       return {false,
               {status_code::unsupported,
-               "omnisparse: the CUDA backend takes a head dimension D of 64, 128 or 256: pad q, k "
-               "and v with zeros"}};
+               "omnisparse: the CUDA backend takes a head dimension D of 16 to 256 in steps of 8: "
+               "pad q, k and v with zero columns and give softmax_scale{1 / sqrt(D)} of the D "
+               "before"}};
     }
     device_traits traits;
     if (status const bad = read_device(traits); !bad.ok()) return {false, bad};
@@ -116,9 +118,9 @@ path_choice path_of(backend::cuda_path wanted, attention_shape const& shape) noe
     if constexpr (std::same_as<T, float>) {
       return portable("portable path: float has no Hopper kernels");
     } else {
-      if (shape.dim == 256) return portable("portable path: D 256 has no Hopper kernels");
+      if (shape.dim > 128) return portable("portable path: D beyond 128 has no Hopper kernels");
       if (status const no = hopper_can_run<T>(shape); !no.ok()) return portable(no.message);
-      return {true, {status_code::ok, "Hopper path: TMA and wgmma, 16-bit dtype, D 64 or 128"}};
+      return {true, {status_code::ok, "Hopper path: TMA and wgmma, 16-bit dtype, D up to 128"}};
     }
   }
 }
@@ -134,11 +136,11 @@ status with_path(backend::cuda_path wanted, attention_call<T, device> const& cal
   } else {
     if constexpr (!std::same_as<T, float>) {
       if (choice.hopper && hopper_can_read(call)) {
-        return call.shape.dim == 64 ? act(attend_path<T, 64, true>{m})
-                                    : act(attend_path<T, 128, true>{m});
+        return tuning::kernel_dim(call.shape.dim) == 64 ? act(attend_path<T, 64, true>{m})
+                                                        : act(attend_path<T, 128, true>{m});
       }
     }
-    switch (call.shape.dim) {
+    switch (tuning::kernel_dim(call.shape.dim)) {
       case 64:
         return act(attend_path<T, 64, false>{m});
       case 128:

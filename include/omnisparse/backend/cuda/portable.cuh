@@ -2,7 +2,8 @@
 /// The portable path: attention by mma.sync, for compute capability 8.0 and newer and any layout.
 ///
 /// bfloat16 and half multiply as they are; float by three tf32 products each, which keeps 21 bits.
-/// Head dimensions 64, 128 and 256. Lists are read through their indices, nothing is packed.
+/// Kernels of D 64, 128 and 256 take heads of up to as many elements. Lists are read through their
+/// indices, nothing is packed.
 #pragma once
 
 #include <omnisparse/backend/cuda/gather.cuh>
@@ -41,6 +42,8 @@ status portable_attend(collective::portable_task<T> task, cudaStream_t on) noexc
   task.aligned_k = rows_are_aligned(task.call.k);
   task.aligned_v = rows_are_aligned(task.call.v);
   task.aligned_out = rows_are_aligned(task.call.out);
+  task.terms = collective::softmax_terms::of<T>(task.call.scale, task.call.shape.dim,
+                                                task.call.shape.kv_tokens);
   auto const run = kernel::portable_attend<T, D, Values>;
   constexpr int bytes = sizeof(kernel::portable_shared<T, D, Values>);
   static_assert(bytes <= 99 << 10);

@@ -35,16 +35,19 @@ struct attend_group {
   float scores[keys / 2];           // [64, keys], then their exponentials
   std::uint32_t weights[keys / 4];  // the exponentials as pairs of T
   float sums[D / 2];                // [64, D]
-  online_softmax<D> softmax;
+  online_softmax<T> softmax;
+  softmax_terms const& terms;
   ring_place<block::stages> at;
 
-  __device__ __forceinline__ attend_group(block& memory, int group_index)
+  __device__ __forceinline__ attend_group(block& memory, int group_index,
+                                          softmax_terms const& softmax_terms_of_task)
       : shared(memory),
         group(group_index),
         q_base(q_tile::along_values(ptx::shared_address(memory.q) +
                                     static_cast<std::uint32_t>(group_index) * 8192u)),
         k_base(kv_tile::along_values(ptx::shared_address(memory.k))),
-        v_base(kv_tile::along_rows(ptx::shared_address(memory.v))) {
+        v_base(kv_tile::along_rows(ptx::shared_address(memory.v))),
+        terms(softmax_terms_of_task) {
     // Group 0 has the first turn.
     if (block::tune.takes_turns && Values && group == groups - 1) ptx::arrive_at(1, 256);
   }
@@ -90,7 +93,7 @@ struct attend_group {
     bool done = !Values;  // is the first tile behind us?
     if constexpr (Values) {
       mask(scores, loaded);
-      softmax.template update<true, true>(scores);
+      softmax.template update<true, true>(scores, terms);
       narrow(scores);
     } else {
       at.advance();
@@ -115,7 +118,7 @@ struct attend_group {
     }
     if constexpr (!Values) {
       mask(scores, loaded);
-      softmax.template update<false, true>(scores);
+      softmax.template update<false, true>(scores, terms);
     }
     if (!Gathered && uniform(item.few_keys) != 0) {
       last_few([&](float(&s)[few / 2]) {
@@ -199,7 +202,7 @@ struct attend_group {
     ptx::pin(scores);
     release(shared.k_ring.empty[at.slot]);
     apply_mask(scores, loaded);
-    softmax.template update<false, Masked>(scores);
+    softmax.template update<false, Masked>(scores, terms);
     ptx::wait_for_products<0>();
     ptx::pin(sums);
     ptx::pin(weights);
@@ -220,7 +223,7 @@ struct attend_group {
     loaded_keys const next = read_loaded();
     start_scores(at.slot);
     apply_mask(last, loaded);
-    softmax.template update<false, Masked>(last);
+    softmax.template update<false, Masked>(last, terms);
     ptx::wait_for_products<0>();
     ptx::pin(scores);
     release(shared.k_ring.empty[at.slot]);
@@ -254,7 +257,7 @@ struct attend_group {
     ptx::pin(s);
     release(shared.k_ring.empty[at.slot]);
     apply_mask(s);
-    softmax.template update<false, true>(s);
+    softmax.template update<false, true>(s, terms);
     if constexpr (Values) {
       ptx::wait_for_products<0>();
       ptx::pin(sums);

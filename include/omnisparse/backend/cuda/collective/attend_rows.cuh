@@ -13,7 +13,7 @@
 namespace omnisparse::collective {
 
 /// Copies the rows of an item to a q tile, and what they see beside them: by 64 threads, of which
-/// this is number `thread`. Rows beyond the last are zeros.
+/// this is number `thread`. Rows beyond the last are zeros, and so is what lies beyond their end.
 template <class T, int D, class Block>
 __device__ inline void gather_tile(attend_task<T> const& task, attend_item const& item,
                                    Block& shared, int slot, int thread) {
@@ -44,9 +44,9 @@ __device__ inline void gather_tile(attend_task<T> const& task, attend_item const
 #pragma unroll 4
     for (int n = lane / chunks; n < 32; n += at_once) {
       T const* const from = static_cast<T const*>(shared.sources[first + n]);
+      bool const inside = from != nullptr && lane % chunks * 8 < task.call.shape.dim;
       ptx::cp_async_16(shared.q[slot] + tile::offset(first + n, lane % chunks),
-                       from == nullptr ? task.call.q.data : from + lane % chunks * 8,
-                       from == nullptr ? 0 : 16);
+                       inside ? from + lane % chunks * 8 : task.call.q.data, inside ? 16 : 0);
     }
   }
   ptx::cp_async_commit();
@@ -67,10 +67,10 @@ __device__ __forceinline__ void hand_over_tile(Group& group, attend_task<T> cons
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const i = item.first_row + group.row(half);
-    bool const sees = i < item.q_tokens && group.softmax.sum[half] > 0.f;
+    bool const sees = i < item.q_tokens && !group.softmax.is_empty(half);
     weight[half] = sees ? 1.f / group.softmax.sum[half] : 0.f;
     if (group.lane() % 4 == 0 && i < task.call.shape.q_tokens) {
-      task.lse(item.batch, item.head, i) = sees ? group.softmax.lse(half) : empty_lse();
+      task.lse(item.batch, item.head, i) = sees ? group.softmax.lse(half, task.terms) : empty_lse();
     }
     if constexpr (Group::attends) {
       if (!sees) {  // a row that does not exist may have met NaN
@@ -100,23 +100,24 @@ __device__ __forceinline__ void hand_over_tile(Group& group, attend_task<T> cons
 }
 
 /// Writes a warpgroup's part of a split tile, for merge_splits.
-template <class Group>
-__device__ __forceinline__ void store_split(Group& group, key_splits const& splits,
+template <class Group, class T>
+__device__ __forceinline__ void store_split(Group& group, attend_task<T> const& task,
                                             attend_item const& item) {
+  key_splits const& splits = task.splits;
   constexpr int dim = Group::q_tile::panels * 64;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const r = group.row(half);
     std::int64_t const row = std::int64_t{item.slot} * Group::block::tune.rows() + r;
     float const sum = group.softmax.sum[half];
+    bool const empty = group.softmax.is_empty(half);
     if (r >= item.rows) continue;
-    if (group.lane() % 4 == 0) splits.lse[row] = group.softmax.lse(half);
+    if (group.lane() % 4 == 0) splits.lse[row] = group.softmax.lse(half, task.terms);
     if constexpr (Group::attends) {
       auto* const out = reinterpret_cast<float2*>(splits.out + row * dim) + group.lane() % 4;
 #pragma unroll
       for (int e = 2 * half; e < dim / 2; e += 4) {
-        out[e / 4 * 4] =
-            sum > 0.f ? float2{group.sums[e] / sum, group.sums[e + 1] / sum} : float2{};
+        out[e / 4 * 4] = empty ? float2{} : float2{group.sums[e] / sum, group.sums[e + 1] / sum};
       }
     }
   }
@@ -129,12 +130,13 @@ __device__ __forceinline__ void scatter_tile(Group& group, attend_task<T> const&
                                              attend_item const& item, int slot) {
   constexpr int words = Group::attends ? Group::q_tile::panels * 8 : 1;  // of a row, a thread's
   bool const merges = task.keys == attend_keys::list;
-  int const per_head = task.call.shape.group();
+  int const per_head = task.call.shape.group(), dim = task.call.shape.dim;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const row = group.shared.rows[slot][group.row(half)].row;
     float const sum = group.softmax.sum[half];
-    if (row < 0 || (merges && !(sum > 0.f))) continue;
+    bool const empty = group.softmax.is_empty(half);
+    if (row < 0 || (merges && empty)) continue;
     int const head = item.head + row % per_head, i = row / per_head;
     float* const lse = task.lse.at(item.batch, head, i);
     std::uint32_t* out = nullptr;
@@ -143,11 +145,13 @@ __device__ __forceinline__ void scatter_tile(Group& group, attend_task<T> const&
       out = reinterpret_cast<std::uint32_t*>(task.call.out.at(item.batch, head, i)) +
             group.lane() % 4;
 #pragma unroll
-      for (int w = 0; w < words; ++w) before[w] = merges ? out[4 * w] : 0u;
+      for (int w = 0; w < words; ++w) {
+        if (merges && 8 * w < dim) before[w] = out[4 * w];
+      }
     }
-    float const theirs = merges ? *lse : empty_lse(), mine = group.softmax.lse(half);
+    float const theirs = merges ? *lse : empty_lse(), mine = group.softmax.lse(half, task.terms);
     float const whole = merge_lse(theirs, mine);
-    float const weight = sum > 0.f ? merge_weight(mine, whole) / sum : 0.f;
+    float const weight = empty ? 0.f : merge_weight(mine, whole) / sum;
     float const kept = merge_weight(theirs, whole);
     __syncwarp(0xfu << (group.lane() & 28));  // all four threads of the row have read its lse
     if (group.lane() % 4 == 0) *lse = whole;
@@ -155,8 +159,9 @@ __device__ __forceinline__ void scatter_tile(Group& group, attend_task<T> const&
 #pragma unroll
       for (int w = 0; w < words; ++w) {
         int const e = 4 * w + 2 * half;
-        float const low = sum > 0.f ? group.sums[e] * weight : 0.f;
-        float const high = sum > 0.f ? group.sums[e + 1] * weight : 0.f;
+        float const low = empty ? 0.f : group.sums[e] * weight;
+        float const high = empty ? 0.f : group.sums[e + 1] * weight;
+        if (8 * w >= dim) continue;
         out[4 * w] = ptx::pair_of<T>(low + kept * ptx::low_of<T>(before[w]),
                                      high + kept * ptx::high_of<T>(before[w]));
       }

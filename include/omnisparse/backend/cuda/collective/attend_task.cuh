@@ -5,6 +5,7 @@
 #include <omnisparse/backend/cuda/chunk_range.cuh>
 #include <omnisparse/backend/cuda/collective/attend_block.cuh>
 #include <omnisparse/backend/cuda/collective/key_splits.hpp>
+#include <omnisparse/backend/cuda/collective/softmax_terms.hpp>
 #include <omnisparse/backend/cuda/kernel/gather_rows.cuh>
 #include <omnisparse/backend/cuda/ptx/opaque.cuh>
 #include <omnisparse/backend/cuda/row_schedule.cuh>
@@ -35,6 +36,7 @@ struct attend_task {
   chunk_range range = {};  ///< whose lists are packed
   int rows_per_list = 0;
   key_splits splits = {};  ///< visible keys only
+  softmax_terms terms = {};
 };
 
 /// Makes item `n` of rows in order: heads of a section side by side, the longest tiles first.

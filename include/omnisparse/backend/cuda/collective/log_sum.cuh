@@ -2,22 +2,10 @@
 /// A running log-sum-exp in log2 units, kept by one lane for its columns, merged over four at last.
 #pragma once
 
+#include <omnisparse/backend/cuda/collective/softmax_terms.hpp>
 #include <omnisparse/backend/cuda/ptx/ex2.cuh>
 
 namespace omnisparse::collective {
-
-inline constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
-
-/// 1 / sqrt D, and log2(e) / sqrt D.
-template <int D>
-inline constexpr float inverse_root = D == 64    ? 0.125f
-                                      : D == 128 ? 0.08838834764831844f
-                                                 : 0.0625f;
-template <int D>
-inline constexpr float log2_scale =
-    static_cast<float>(1.44269504088896340736 * (D == 64    ? 0.125
-                                                 : D == 128 ? 0.08838834764831844055
-                                                            : 0.0625));
 
 /// log2(sum(exp2(x))) of what was added so far: high + log2(total). Empty at first.
 struct log_sum {

@@ -2,6 +2,7 @@
 /// The running softmax of the two rows that a thread holds of a product's accumulator.
 #pragma once
 
+#include <omnisparse/backend/cuda/collective/softmax_terms.hpp>
 #include <omnisparse/backend/cuda/ptx/ex2.cuh>
 #include <omnisparse/core/near_field.hpp>
 
@@ -38,13 +39,10 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], key_range const (&see
   }
 }
 
-/// Maximum and sum of each row so far. Logits are scaled by 1 / sqrt D; the maximum is kept raw.
-template <int D>
+/// Maximum and sum of each row so far, of attention to values of T. The maximum is kept raw,
+/// without the softmax scale. NaN among the scores makes the sum NaN, whatever the maximum is.
+template <class T>
 struct online_softmax {
-  static_assert(D == 64 || D == 128 || D == 256);
-  static constexpr float scale = D == 64 ? 0.125f : D == 128 ? 0.08838834764831845f : 0.0625f;
-  static constexpr float log2_scale = scale * 1.4426950408889634f;
-
   float high[2];     ///< the maximum that exponents are taken against, at most 2^8 too small
   float sum[2];      ///< this thread's part
   float rescale[2];  ///< the factor that the last update asks of everything summed before
@@ -53,7 +51,8 @@ struct online_softmax {
   /// factor of 2^8: sums in fp32 stay as exact, and most updates rescale nothing. `First`: there is
   /// nothing before; `Masked`: a row may see nothing yet.
   template <bool First, bool Masked, int N>
-  __device__ __forceinline__ void update(float (&s)[N]) {
+  __device__ __forceinline__ void update(float (&s)[N], softmax_terms const& terms) {
+    float const bits = terms.scale.bits;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float a = First ? s[2 * half] : fmaxf(high[half], s[2 * half]);
@@ -71,17 +70,22 @@ struct online_softmax {
       if constexpr (First) {
         sum[half] = 0.f;
       } else {
-        bool const renew = (top - high[half]) * log2_scale > 8.f;  // false for two of -inf
-        rescale[half] = renew ? ptx::ex2((high[half] - top) * log2_scale) : 1.f;
+        bool const renew = (top - high[half]) * bits > 8.f;  // false for two of -inf
+        rescale[half] = renew ? ptx::ex2((high[half] - top) * bits) : 1.f;
         top = renew ? top : high[half];
         sum[half] *= rescale[half];
       }
       high[half] = top;
-      float shift = top * log2_scale;
+      float shift = top * bits;
+      if constexpr (softmax_terms::lifts<T> && !softmax_terms::drops<T>) {
+        shift = fmaf(top, bits, terms.lift);
+      }
       if (Masked && top == -__builtin_huge_valf()) shift = 0.f;
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if ((e >> 1 & 1) == half) s[e] = ptx::ex2(fmaf(s[e], log2_scale, -shift));
+        if ((e >> 1 & 1) != half) continue;
+        s[e] = ptx::ex2(fmaf(s[e], bits, -shift));
+        if constexpr (softmax_terms::drops<T>) s[e] *= terms.drop;
       }
       float even = 0.f, odd = 0.f;
 #pragma unroll
@@ -114,9 +118,13 @@ struct online_softmax {
       sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
     }
   }
+  /// Has a finished row seen anything? NaN is something.
+  __device__ __forceinline__ bool is_empty(int half) const { return sum[half] == 0.f; }
   /// The log-sum-exp of a finished row, nats; -inf where it saw nothing.
-  __device__ __forceinline__ float lse(int half) const {
-    return sum[half] > 0.f ? high[half] * scale + logf(sum[half]) : -__builtin_huge_valf();
+  __device__ __forceinline__ float lse(int half, softmax_terms const& terms) const {
+    float const whole = softmax_terms::lifts<T> ? sum[half] * terms.raise : sum[half];
+    return is_empty(half) ? -__builtin_huge_valf()
+                          : fmaf(high[half], terms.scale.nats, logf(whole));
   }
 };
 

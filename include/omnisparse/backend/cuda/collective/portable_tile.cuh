@@ -2,6 +2,7 @@
 /// One row tile of the portable kernel: its rows, what they see, and its walk over the keys.
 #pragma once
 
+#include <omnisparse/backend/cuda/collective/softmax_terms.hpp>
 #include <omnisparse/backend/cuda/kernel/gather_rows.cuh>
 #include <omnisparse/backend/cuda/ptx/cp_async.cuh>
 #include <omnisparse/backend/cuda/row_schedule.cuh>
@@ -20,6 +21,7 @@ struct portable_task {
   plan_view<device> plan = {};  ///< its lists, read for active rows
   // Views whose rows all begin at multiples of 16 bytes:
   bool aligned_q = false, aligned_k = false, aligned_v = false, aligned_out = false;
+  softmax_terms terms = {};
 };
 
 /// What a tile is, the same for all threads of a block.

@@ -18,27 +18,30 @@ inline constexpr int stage_bytes(int rows) noexcept {
   return rows * stage_stride<T, D> * static_cast<int>(sizeof(T));
 }
 
-/// The block asks for `Rows` rows: row_of(r) points to row r < count; rows from `count` >= 1 on are
-/// zeros. Ready after the copies are waited for and a barrier. Everything is written, so that old
-/// bits, NaN among them, never reach a product.
+/// The block asks for `Rows` rows of `dim` elements, a multiple of 8: row_of(r) points to row r <
+/// count; rows from `count` >= 1 on are zeros, and so are elements from `dim` on. Ready after the
+/// copies are waited for and a barrier. Everything is written, so that old bits, NaN among them,
+/// never reach a product.
 template <class T, int D, int Rows, int Threads, class RowOf>
-__device__ inline void stage_rows(T* stage, bool vectors, int count, RowOf const& row_of) noexcept {
+__device__ inline void stage_rows(T* stage, bool vectors, int count, int dim,
+                                  RowOf const& row_of) noexcept {
   constexpr int each = 16 / static_cast<int>(sizeof(T)), chunks = D / each;
   constexpr int across = Threads / chunks;  // rows that all threads copy at once
   static_assert(Threads % chunks == 0 && Rows % across == 0);
   int const first = static_cast<int>(threadIdx.x) / chunks;
   int const at = static_cast<int>(threadIdx.x) % chunks * each;
   T* const to = stage + first * stage_stride<T, D> + at;
+  int const filled = at < dim ? count : 0;
 #pragma unroll
   for (int n = 0; n < Rows / across; ++n) {
     int const r = first + n * across;
     T const* const from = row_of(smaller(r, count - 1)) + at;
     T* const place = to + n * across * stage_stride<T, D>;
     if (vectors) {
-      ptx::cp_async_16(place, from, r < count ? 16 : 0);
+      ptx::cp_async_16(place, from, r < filled ? 16 : 0);
     } else {
 #pragma unroll
-      for (int i = 0; i < each; ++i) place[i] = r < count ? from[i] : T{};
+      for (int i = 0; i < each; ++i) place[i] = r < filled ? from[i] : T{};
     }
   }
 }

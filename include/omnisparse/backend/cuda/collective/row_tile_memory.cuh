@@ -37,20 +37,22 @@ __device__ __forceinline__ int block_thread() noexcept {
   return static_cast<int>(ptx::opaque(threadIdx.x));
 }
 
-/// The threads of a block copy `Rows` neighbouring rows of global memory into a tile, zeros beyond
-/// the first `count`. Rows begin at multiples of 16 bytes. Ready after cp_async_wait and a barrier.
+/// The threads of a block copy `Rows` neighbouring rows of `dim` elements of global memory into a
+/// tile, zeros beyond the first `count` rows and beyond `dim`, a multiple of 8. Rows begin at
+/// multiples of 16 bytes. Ready after cp_async_wait and a barrier.
 template <class T, int D, int Rows, int Threads>
 __device__ __forceinline__ void copy_range(unsigned char* tile, T const* first, std::int64_t stride,
-                                           int count) noexcept {
+                                           int count, int dim) noexcept {
   using layout = row_layout<T, D>;
   constexpr int step = Threads / layout::chunks;
   static_assert(Threads % layout::chunks == 0 && Rows % step == 0);
   int const thread = block_thread(), row = thread / layout::chunks, chunk = thread % layout::chunks;
   T const* from = first + row * stride + chunk * layout::each;
+  int const filled = chunk * layout::each < dim ? count : 0;
 #pragma unroll
   for (int n = 0; n < Rows / step; ++n) {
     int const r = row + n * step;
-    ptx::cp_async_16(tile + layout::offset(r, chunk), from, r < count ? 16 : 0);
+    ptx::cp_async_16(tile + layout::offset(r, chunk), from, r < filled ? 16 : 0);
     from += step * stride;
   }
 }
@@ -59,16 +61,17 @@ __device__ __forceinline__ void copy_range(unsigned char* tile, T const* first, 
 /// `any` is an address that may be read. Where they are not `aligned` to 16 bytes, elements are
 /// copied one by one. Each thread writes the same places as in copy_range.
 template <class T, int D, int Rows, int Threads, class RowOf>
-__device__ __forceinline__ void copy_rows(unsigned char* tile, bool aligned, T const* any,
+__device__ __forceinline__ void copy_rows(unsigned char* tile, bool aligned, T const* any, int dim,
                                           RowOf const& row_of) noexcept {
   using layout = row_layout<T, D>;
   constexpr int step = Threads / layout::chunks;
   int const thread = block_thread(), row = thread / layout::chunks, chunk = thread % layout::chunks;
+  bool const inside = chunk * layout::each < dim;
   if (aligned) {
 #pragma unroll 4
     for (int n = 0; n < Rows / step; ++n) {
       int const r = row + n * step;
-      T const* const from = row_of(r);
+      T const* const from = inside ? row_of(r) : nullptr;
       ptx::cp_async_16(tile + layout::offset(r, chunk),
                        from != nullptr ? from + chunk * layout::each : any,
                        from != nullptr ? 16 : 0);
@@ -77,7 +80,7 @@ __device__ __forceinline__ void copy_rows(unsigned char* tile, bool aligned, T c
 #pragma unroll 1
     for (int n = 0; n < Rows / step; ++n) {
       int const r = row + n * step;
-      T const* const from = row_of(r);
+      T const* const from = inside ? row_of(r) : nullptr;
       T* const to = reinterpret_cast<T*>(tile + layout::offset(r, chunk));
 #pragma unroll
       for (int i = 0; i < layout::each; ++i) {

@@ -8,7 +8,8 @@
 namespace omnisparse::kernel {
 
 /// Running sums of the keys of each (batch, KV head), in double, which the sums of any context
-/// survive: [batch, kv_heads, blocks + 1, D], entry n is the sum of the keys before n * block.
+/// survive: [batch, kv_heads, blocks + 1, D], entry n is the sum of the keys before n * block. D is
+/// that of the kernels; channels beyond the heads' are zeros.
 struct key_sums {
   static constexpr int block = 64;
   double* sums = nullptr;
@@ -17,9 +18,10 @@ struct key_sums {
   static key_sums take(detail::arena& arena, attention_shape const& shape) noexcept {
     key_sums s;
     s.blocks = ceil_div(shape.kv_tokens, block);
-    s.sums = arena.take<double>(
-        static_cast<std::size_t>(shape.batch) * static_cast<std::size_t>(shape.kv_heads) *
-        static_cast<std::size_t>(s.blocks + 1) * static_cast<std::size_t>(shape.dim));
+    s.sums = arena.take<double>(static_cast<std::size_t>(shape.batch) *
+                                static_cast<std::size_t>(shape.kv_heads) *
+                                static_cast<std::size_t>(s.blocks + 1) *
+                                static_cast<std::size_t>(tuning::kernel_dim(shape.dim)));
     return s;
   }
   /// Entry `n` of slot b * kv_heads + g.
@@ -49,6 +51,7 @@ __global__ void __launch_bounds__(sum_threads)
   block_reader<T, D> const reader{k.at(b, g) + lane * own,
                                   k.stride(2),
                                   collective::has_vector_rows(k),
+                                  lane * own < shape.dim,
                                   {0, extent_of(shape, in, b).kv_tokens, nullptr, 0}};
   double sum[own] = {};
   if (entry > 0) {
@@ -105,7 +108,7 @@ __global__ void __launch_bounds__(contrast_threads)
                          tensor_view<T const, device> const __grid_constant__ q,
                          tensor_view<T const, device> const __grid_constant__ k,
                          plan_view<device> const __grid_constant__ plan, key_sums s,
-                         Selector selector) {
+                         Selector selector, collective::logit_scale scale) {
   extern __shared__ float means[];  // [rows, 2, D], sink and pool
   int const rows = contrast_rows(detail::range_of(selector));
   int const parts = ceil_div(shape.q_tokens, rows);
@@ -128,11 +131,12 @@ __global__ void __launch_bounds__(contrast_threads)
     int const d = static_cast<int>(threadIdx.x) % D;
     int const each = past ? contrast_rows(pool_range::past) / groups : 1;
     int const from = static_cast<int>(threadIdx.x) / D * each;
-    T const* const channel = k.at(b, g, 0, d);
+    bool const inside = d < shape.dim;
+    T const* const channel = k.at(b, g, 0, inside ? d : 0);
     double sum = 0;
     auto const walk = [&](int at, int to) {
 #pragma unroll 16
-      for (int j = at; j < to; ++j) {
+      for (int j = at; inside && j < to; ++j) {
         sum += static_cast<double>(static_cast<float>(channel[j * k.stride(2)]));
       }
     };
@@ -162,7 +166,7 @@ __global__ void __launch_bounds__(contrast_threads)
   constexpr int lanes = D / 8, across = contrast_threads / lanes, together = 4;
   int const lane = static_cast<int>(threadIdx.x) % lanes;
   int const row0 = static_cast<int>(threadIdx.x) / lanes;
-  bool const vectors = collective::has_vector_rows(q);
+  bool const vectors = collective::has_vector_rows(q), inside = lane * 8 < shape.dim;
   auto const classify = [&](auto pooled_once) {
     float sink[8], pool[8];
     auto const load_means = [&](int row) {
@@ -180,7 +184,9 @@ __global__ void __launch_bounds__(contrast_threads)
 #pragma unroll
         for (int n = 0; n < together; ++n) {
           int const row = base + n * across;
-          if (row < exist - begin) collective::load_run(head + row * q.stride(2), vectors, x[n]);
+          if (inside && row < exist - begin) {
+            collective::load_run(head + row * q.stride(2), vectors, x[n]);
+          }
         }
 #pragma unroll
         for (int n = 0; n < together; ++n) {
@@ -199,8 +205,8 @@ __global__ void __launch_bounds__(contrast_threads)
         row_class kind = row_class::lazy;
         if (i < exist) {
           int const position = extent.position(i);
-          float const on_sink = mine * collective::inverse_root<D>;
-          float const on_pool = other * collective::inverse_root<D>;
+          float const on_sink = mine * scale.nats;
+          float const on_pool = other * scale.nats;
           float const share = pool_end(i) > first ? 1.f / (1.f + expf(on_sink - on_pool)) : 0.f;
           bool const keeps = selector.keeps({on_sink, on_pool, share}, {position, h});
           if (keeps || is_text_row(in, b, position)) kind = row_class::active;

@@ -5,6 +5,7 @@
 #include <omnisparse/backend/cuda/collective/log_sum.cuh>
 #include <omnisparse/backend/cuda/collective/row_stage.cuh>
 #include <omnisparse/backend/cuda/kernel/moments.cuh>
+#include <omnisparse/backend/cuda/ptx/opaque.cuh>
 #include <omnisparse/core/merge.hpp>
 
 namespace omnisparse::kernel {
@@ -100,7 +101,8 @@ struct far_shared {
 /// to what is multiplied. Returns how many the list has. Ends with a barrier.
 template <class T, int D>
 __device__ inline int load_columns(far_shared<T, D>& s, block_moments const& m, int list,
-                                   far_list const& columns, int first, bool bound) noexcept {
+                                   far_list const& columns, int first, bool bound,
+                                   float bits) noexcept {
   constexpr int chunks = D / 8;
   int const thread = static_cast<int>(threadIdx.x);
   std::int64_t const base = m.at(list, 0, 0);
@@ -121,7 +123,7 @@ __device__ inline int load_columns(far_shared<T, D>& s, block_moments const& m, 
   }
   ptx::cp_async_commit();
   if (thread < far_columns<D>) {
-    s.bias[thread] = log2f(keys) / collective::log2_scale<D>;
+    s.bias[thread] = log2f(keys) / bits;
     s.radius[thread] = bound && block >= 0 ? m.radius[base + block] : 0.f;
     if (first + thread < 2) s.cut[thread] = keys;
   }
@@ -138,6 +140,8 @@ struct far_rows {
   static constexpr int steps = D / 32;
   far_shared<T, D>& s;
   bool vectors;      ///< may rows be read 16 bytes at a time?
+  int dim;           ///< elements of a row; zeros follow
+  float bits;        ///< what makes logits of products, in log2 units
   T const* rows[4];  ///< lane's elements of those that are read next
 
   /// The row at q + `row` of the n-th of four lanes becomes row n of all four.
@@ -149,16 +153,18 @@ struct far_rows {
   __device__ T* place(int step, int n) const noexcept { return s.ahead[step % 2][n][threadIdx.x]; }
   __device__ void load(int step) const noexcept {
     constexpr int each = 16 / static_cast<int>(sizeof(T));
+    bool const inside = step * 32 + static_cast<int>(ptx::opaque(threadIdx.x)) % 4 * 8 < dim;
     if (vectors) {
 #pragma unroll
       for (int n = 0; n < 32; n += each) {
-        ptx::cp_async_16_of_row(place(step, n / 8) + n % 8, rows[n / 8] + step * 32 + n % 8);
+        ptx::cp_async_16_of_row(place(step, n / 8) + n % 8, rows[n / 8] + step * 32 + n % 8,
+                                inside ? 16 : 0);
       }
     } else {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
 #pragma unroll 1
-        for (int e = 0; e < 8; ++e) place(step, n)[e] = rows[n][step * 32 + e];
+        for (int e = 0; e < 8; ++e) place(step, n)[e] = inside ? rows[n][step * 32 + e] : T{};
       }
     }
   }
@@ -232,7 +238,7 @@ struct far_rows {
           x[e] += norm * s.radius[e / 2 * 8 + 2 * (lane % 4) + e % 2];
         }
       }
-      sums[n].add(x, collective::log2_scale<D>);
+      sums[n].add(x, bits);
     }
   }
 };
@@ -269,7 +275,8 @@ __global__ void __launch_bounds__(far_threads, std::is_same_v<T, float> ? 3 : 4)
                   moment_source const __grid_constant__ from,
                   block_moments const __grid_constant__ m, far_estimate estimate, int span,
                   int parts, lse_view<T, device> const __grid_constant__ seen,
-                  Decide const __grid_constant__ decide) {
+                  Decide const __grid_constant__ decide,
+                  collective::logit_scale const __grid_constant__ scale) {
   extern __shared__ uint4 far_bytes[];
   auto& s = *reinterpret_cast<far_shared<T, D>*>(far_bytes);
   int const list = static_cast<int>(blockIdx.x) / parts,
@@ -322,7 +329,7 @@ __global__ void __launch_bounds__(far_threads, std::is_same_v<T, float> ? 3 : 4)
       return int2{g * group + static_cast<int>(h),
                   first + static_cast<int>(n - h * static_cast<unsigned>(positions))};
     };
-    far_rows<T, D> rows{s, collective::has_vector_rows(q), {}};
+    far_rows<T, D> rows{s, collective::has_vector_rows(q), shape.dim, scale.bits, {}};
     auto const move = [&](int r0) {
       int2 const at = head_and_row(pair_of(r0));
       rows.move(q_rows, at.x * q.stride(1) + at.y * q.stride(2));
@@ -351,7 +358,7 @@ __global__ void __launch_bounds__(far_threads, std::is_same_v<T, float> ? 3 : 4)
       for (int tile = 0; tile == 0 || tile * far_columns<D> < count; ++tile) {
         if (r0 == 0 || count > far_columns<D>) {
           __syncthreads();
-          count = load_columns(s, m, list, columns, tile * far_columns<D>, bound);
+          count = load_columns(s, m, list, columns, tile * far_columns<D>, bound, scale.bits);
         }
         if (r0 + warp * 32 >= pairs) continue;
         auto const cut = [&](float(&d)[2][4]) {
@@ -360,8 +367,8 @@ __global__ void __launch_bounds__(far_threads, std::is_same_v<T, float> ? 3 : 4)
           int const clip_left = w.begin > near.sinks ? w.begin - left * size : 0;
           int const clip_right =
               full && w.end < kv_tokens ? smaller((right + 1) * size, kv_tokens) - w.end : 0;
-          auto const bias = [](int clip, float most) {
-            return __log2f(fminf(static_cast<float>(clip), most)) / collective::log2_scale<D>;
+          auto const bias = [&](int clip, float most) {
+            return __log2f(fminf(static_cast<float>(clip), most)) / scale.bits;
           };
           float const cut_bias[2] = {bias(clip_left, s.cut[0]),
                                      full ? bias(clip_right, s.cut[1]) : s.bias[1]};

@@ -156,7 +156,7 @@ template <class T, int D, bool Gathered, bool Values, class Block>
 __device__ __forceinline__ void attend_items(Block& shared, attend_maps const& maps,
                                              collective::attend_task<T> const& task,
                                              int group_index) {
-  collective::attend_group<T, D, Gathered, Values> group(shared, group_index);
+  collective::attend_group<T, D, Gathered, Values> group(shared, group_index, task.terms);
   int const barrier = 1 + Block::tune.groups + group_index;
   collective::ring_place<tuning::hopper_item_slots> at;
   for (;; at.advance()) {
@@ -174,7 +174,7 @@ __device__ __forceinline__ void attend_items(Block& shared, attend_maps const& m
     });
     if constexpr (Gathered) {
       if (item.slot < 0) collective::scatter_tile(group, task, item, at.slot);
-      else collective::store_split(group, task.splits, item);
+      else collective::store_split(group, task, item);
       ptx::wait_at(barrier, 128);
       if (group.thread() == 0) shared.q_ring.empty[at.slot].arrive();
     } else {

@@ -57,6 +57,7 @@ struct probe_task {
   probe_rows probes;
   scores_view scores;
   Scorer scorer;
+  collective::logit_scale scale;
 
   /// Key tiles of a list; the keys beyond are far for no probe row.
   __device__ int tiles_of(int list, int tile_keys) const {
@@ -180,6 +181,7 @@ __device__ __forceinline__ void gather_pairs(Block& shared, Task const& task,
   using tile = typename Block::pair_tile;
   constexpr int chunks = D / 8, at_once = 32 / chunks;  // 16-byte chunks of a row; rows of a pass
   int const lane = thread % 32, warp_row = thread - lane;
+  bool const inside = lane % chunks * 8 < task.shape.dim;
   collective::ring_place<Block::pair_slots> at, behind;
   int on_their_way = 0;
   auto const publish = [&] {
@@ -217,7 +219,7 @@ __device__ __forceinline__ void gather_pairs(Block& shared, Task const& task,
       for (int r = lane / chunks; r < 32; r += at_once) {
         auto const* const row = reinterpret_cast<uint4 const*>(__shfl_sync(~0u, from, r));
         ptx::cp_async_16(shared.q[at.slot] + tile::offset(warp_row + r, lane % chunks),
-                         row + lane % chunks, first + warp_row + r <= last ? 16 : 0);
+                         row + lane % chunks, first + warp_row + r <= last && inside ? 16 : 0);
       }
       ptx::cp_async_commit();
       auto& columns = shared.columns[at.slot];
@@ -275,11 +277,11 @@ struct probed_keys {
     ptx::pin(products);
   }
 
-  /// Adds the products with a tile of pairs. `Plain`: every key is far for every pair; else `key`
-  /// is that of row 0.
+  /// Adds the products with a tile of pairs, which `bits` makes logits in log2 units of. `Plain`:
+  /// every key is far for every pair; else `key` is that of row 0.
   template <bool Plain, class Columns>
   __device__ __forceinline__ void add(float const (&d)[32], Columns const& columns, int key,
-                                      int sinks) {
+                                      int sinks, float bits) {
     int const lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
@@ -289,7 +291,7 @@ struct probed_keys {
         float const lse = columns.lse[pair];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          float share = ptx::ex2(fmaf(d[4 * c + 2 * half + e], collective::log2_scale<D>, -lse));
+          float share = ptx::ex2(fmaf(d[4 * c + 2 * half + e], bits, -lse));
           if constexpr (!Plain) {
             int const j = key + 8 * half;
             // Without branches: few pairs come here, but each branch would cost more.
@@ -354,9 +356,9 @@ __device__ __forceinline__ void sum_probed_keys(Block& shared, Task const& task,
       auto const add = [&](float const(&products)[32]) {
         auto const& columns = shared.columns[slot_before];
         if (view_before == probe_view::plain) {
-          keys.template add<true>(products, columns, key, sinks);
+          keys.template add<true>(products, columns, key, sinks, task.scale.bits);
         } else {
-          keys.template add<false>(products, columns, key, sinks);
+          keys.template add<false>(products, columns, key, sinks, task.scale.bits);
         }
       };
       auto place = first_place;

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(merge_threads)
           low += weight * part[0];
           high += weight * part[1];
         }
-        out[pair] = ptx::pair_of<T>(low, high);
+        if (2 * pair < shape.dim) out[pair] = ptx::pair_of<T>(low, high);
       }
     }
   }

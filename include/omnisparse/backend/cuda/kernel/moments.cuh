@@ -4,6 +4,7 @@
 
 #include <omnisparse/backend/cuda/chunk_range.cuh>
 #include <omnisparse/backend/cuda/collective/octet.cuh>
+#include <omnisparse/backend/cuda/tuning/head_dim.hpp>
 #include <omnisparse/core/call.hpp>
 #include <omnisparse/detail/far_blocks.hpp>
 #include <omnisparse/plan/plan.hpp>
@@ -35,7 +36,8 @@ struct pyramid_layout {
 };
 
 /// The moments of some lists. Means in two 16-bit parts, so that 16 bits and more of them take part
-/// in a product; their type, product_t<T>, follows from the rows that they are made for.
+/// in a product; their type, product_t<T>, follows from the rows that they are made for. D is that
+/// of the kernels; channels beyond the heads' are zeros.
 struct block_moments {
   pyramid_layout layout;
   float* count = nullptr;   ///< [lists, blocks], keys that count
@@ -47,7 +49,7 @@ struct block_moments {
   static block_moments take(detail::arena& arena, pyramid_layout const& layout, int lists,
                             int dim) noexcept {
     auto const n = static_cast<std::size_t>(lists) * static_cast<std::size_t>(layout.total());
-    auto const d = static_cast<std::size_t>(dim);
+    auto const d = static_cast<std::size_t>(tuning::kernel_dim(dim));
     block_moments m;
     m.layout = layout;
     m.count = arena.take<float>(n);
@@ -57,7 +59,7 @@ struct block_moments {
     return m;
   }
   static constexpr std::int64_t bytes(pyramid_layout const& layout, int dim) noexcept {
-    return std::int64_t{layout.total()} * (8 + 6 * dim);  ///< of one list
+    return std::int64_t{layout.total()} * (8 + 6 * tuning::kernel_dim(dim));  ///< of one list
   }
   OMNISPARSE_HD constexpr std::int64_t at(int list, int level, int index) const noexcept {
     return std::int64_t{list} * layout.total() + layout.offsets[level] + index;
@@ -132,6 +134,7 @@ struct block_reader {
   T const* first;                        ///< the channels of key 0
   std::int64_t stride;                   ///< elements from key to key
   bool vectors;
+  bool inside;  ///< are the lane's channels of the heads? Else they are zeros
   moment_keys keys;
 
   /// Calls use(x [held][own], bits) for stretches of keys of [begin, end): bit n tells that x[n] is
@@ -149,7 +152,7 @@ struct block_reader {
         auto const load = [&](auto whole) {
 #pragma unroll
           for (int n = 0; n < held; ++n) {
-            if ((bits >> n & 1u) != 0) {
+            if (inside && (bits >> n & 1u) != 0) {
               collective::load_run(first + (base + part + n) * stride, whole.value, x[n]);
             }
           }
@@ -220,7 +223,7 @@ __global__ void __launch_bounds__(moment_threads)
   int const c = from.range.chunk_of(list, shape.kv_heads), g = list % shape.kv_heads;
   int const lane = static_cast<int>(threadIdx.x) % 32, block = m.layout.block;
   block_reader<T, D> const reader{k.at(b, g) + lane * own, k.stride(2),
-                                  collective::has_vector_rows(k),
+                                  collective::has_vector_rows(k), lane * own < shape.dim,
                                   moment_keys::of(from, extent_of(shape, in, b), b, c, g, block)};
   int const begin = index * block, end = smaller(begin, reader.keys.tokens - block) + block;
   float mean[own] = {}, squares[own] = {}, count = 0.f;
@@ -326,7 +329,7 @@ __global__ void __launch_bounds__(moment_threads)
   int const c = from.range.chunk_of(list, shape.kv_heads), g = list % shape.kv_heads;
   int const lane = static_cast<int>(threadIdx.x) % 32, block = m.layout.block;
   block_reader<T, D> const reader{k.at(b, g) + lane * own, k.stride(2),
-                                  collective::has_vector_rows(k),
+                                  collective::has_vector_rows(k), lane * own < shape.dim,
                                   moment_keys::of(from, extent_of(shape, in, b), b, c, g, block)};
   int const begin = index * block, end = smaller(begin, reader.keys.tokens - block) + block;
   auto const over_warp = [](float sum) {

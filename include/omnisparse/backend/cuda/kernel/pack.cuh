@@ -16,15 +16,16 @@ struct pack_task {
   int sinks = 0;          ///< entries below are left out
   int rows_per_list = 0;  ///< a multiple of 128
   int parts = 1;          ///< CTAs a list
+  int pieces = 0;         ///< of a row
   uint4 const* source[2];
   std::int64_t batch_stride[2], head_stride[2], token_stride[2];
   uint4* target[2];
 };
 
-/// Copies the listed rows of K and V and fills up the last 128 rows with zeros. `Pieces`: 16 bytes
-/// of a row, each a lane's. Grid: parts of each list of the range.
+/// Copies the listed rows of K and V and fills up the last 128 rows with zeros. Up to `Pieces`
+/// times 16 bytes of a row, each a lane's. Grid: parts of each list of the range.
 template <int Pieces>
-__global__ void __launch_bounds__(pack_threads) pack_rows(pack_task p) {
+__global__ void __launch_bounds__(pack_threads, 6) pack_rows(pack_task p) {
   constexpr int groups = pack_threads / Pieces;  // lanes that copy a row together
   constexpr int ahead = 4;                       // rows in flight for each
   static_assert(128 % (groups * ahead) == 0 || groups * ahead % 128 == 0);
@@ -48,6 +49,7 @@ __global__ void __launch_bounds__(pack_threads) pack_rows(pack_task p) {
 
   int const piece = static_cast<int>(threadIdx.x) % Pieces;
   int const group = static_cast<int>(threadIdx.x) / Pieces;
+  if (piece >= p.pieces) return;
   for (int first = part * groups * ahead; first < end; first += p.parts * groups * ahead) {
     int tokens[ahead];
     uint4 pieces[2][ahead];
@@ -69,10 +71,10 @@ __global__ void __launch_bounds__(pack_threads) pack_rows(pack_task p) {
 #pragma unroll
     for (int kv = 0; kv < 2; ++kv) {
       uint4* const target =
-          p.target[kv] + (std::int64_t{list} * p.rows_per_list + first + group) * Pieces + piece;
+          p.target[kv] + (std::int64_t{list} * p.rows_per_list + first + group) * p.pieces + piece;
 #pragma unroll
       for (int n = 0; n < ahead; ++n) {
-        if (first + n * groups + group < end) target[n * groups * Pieces] = pieces[kv][n];
+        if (first + n * groups + group < end) target[n * groups * p.pieces] = pieces[kv][n];
       }
     }
   }

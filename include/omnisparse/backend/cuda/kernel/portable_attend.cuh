@@ -28,7 +28,8 @@ struct portable_shared {
 /// thread's first on.
 template <class T, int D, int Across, int Keys, class KeyOf>
 __device__ __forceinline__ void add_infinite(float (&o)[Across][D / 8][4], T const* values,
-                                             std::int64_t stride, int first, KeyOf const& key_of,
+                                             std::int64_t stride, int dim, int first,
+                                             KeyOf const& key_of,
                                              key_range const* ranges) noexcept {
   int const column = static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll 1
@@ -44,6 +45,7 @@ __device__ __forceinline__ void add_infinite(float (&o)[Across][D / 8][4], T con
     }
 #pragma unroll
     for (int e = 0; e < D / 4; ++e) {
+      if (e / 2 * 8 >= dim) break;
       float const x = static_cast<float>(row[e / 2 * 8 + e % 2]);
       if (isfinite(x)) continue;
 #pragma unroll
@@ -61,7 +63,7 @@ template <class T, int D, bool Values, int Across, class Tile>
 __device__ __forceinline__ void store_rows(collective::portable_task<T> const& task,
                                            row_tile const& place, Tile const& tile,
                                            float const (&o)[Across][D / 8][4],
-                                           collective::online_softmax<D> const (&softmax)[Across],
+                                           collective::online_softmax<T> const (&softmax)[Across],
                                            unsigned char* stage) noexcept {
   using layout = collective::row_layout<T, D>;
   attention_shape const& shape = task.call.shape;
@@ -73,14 +75,12 @@ __device__ __forceinline__ void store_rows(collective::portable_task<T> const& t
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int const r = first + 16 * m + 8 * half + lane / 4;
-      float const sum = softmax[m].sum[half];
-      bool const empty = r >= tile.frame.existing || sum == 0.f;
-      float const share = empty ? 0.f : 1.f / sum;
+      bool const empty = r >= tile.frame.existing || softmax[m].is_empty(half);
+      float const share = empty ? 0.f : 1.f / softmax[m].sum[half];
       if (lane % 4 == 0 && r < tile.frame.rows) {
         int const row = task.schedule.row(shape, place.list, place.first + r);
         task.lse(b, first_head + row % group, row / group) =
-            empty ? -__builtin_huge_valf()
-                  : fmaf(softmax[m].high[half], softmax[m].scale, logf(sum));
+            empty ? -__builtin_huge_valf() : softmax[m].lse(half, task.terms);
       }
       if constexpr (Values) {
 #pragma unroll
@@ -98,6 +98,7 @@ __device__ __forceinline__ void store_rows(collective::portable_task<T> const& t
     for (int e = lane; e < Across * 16 * layout::chunks; e += 32) {
       int const r = first + e / layout::chunks, chunk = e % layout::chunks;
       if (r >= tile.frame.rows) break;
+      if (chunk * layout::each >= shape.dim) continue;
       int const row = task.schedule.row(shape, place.list, place.first + r);
       T* const to =
           task.call.out.at(b, first_head + row % group, row / group) + chunk * layout::each;
@@ -141,15 +142,16 @@ __global__ void __launch_bounds__(tuning::portable_attend::threads)
     T const* const head = from.at(tile.frame.b, tile.frame.g);
     key_segment const& segment = tile.segments[at.segment];
     if (aligned && !segment.listed()) {
-      collective::copy_range<T, D, keys, threads>(to, head + at.first * from.stride(2),
-                                                  from.stride(2), segment.end - at.first);
+      collective::copy_range<T, D, keys, threads>(
+          to, head + at.first * from.stride(2), from.stride(2), segment.end - at.first, shape.dim);
       return;
     }
     int const last = tile.last_key();
-    collective::copy_rows<T, D, keys, threads>(to, aligned, head, [&](int r) -> T const* {
-      int const key = tile.key(slot, r, last);
-      return key < 0 ? nullptr : head + key * from.stride(2);
-    });
+    collective::copy_rows<T, D, keys, threads>(
+        to, aligned, head, shape.dim, [&](int r) -> T const* {
+          int const key = tile.key(slot, r, last);
+          return key < 0 ? nullptr : head + key * from.stride(2);
+        });
   };
   collective::key_cursor now = tile.begin();
   tile.find_keys(now, 0);
@@ -159,16 +161,17 @@ __global__ void __launch_bounds__(tuning::portable_attend::threads)
   __syncthreads();
   if (!tile.is_done(now)) {
     T const* const any = task.call.q.at(b, first_head);
-    collective::copy_rows<T, D, rows, threads>(sh.q, task.aligned_q, any, [&](int r) -> T const* {
-      int const row = tile.row[r];
-      return row < 0 ? nullptr : task.call.q.at(b, first_head + row % group, row / group);
-    });
+    collective::copy_rows<T, D, rows, threads>(
+        sh.q, task.aligned_q, any, shape.dim, [&](int r) -> T const* {
+          int const row = tile.row[r];
+          return row < 0 ? nullptr : task.call.q.at(b, first_head + row % group, row / group);
+        });
     copy_keys(sh.k, k, task.aligned_k, now, 0);
   }
   ptx::cp_async_commit();
 
   float o[across][D / 8][4] = {};
-  collective::online_softmax<D> softmax[across];
+  collective::online_softmax<T> softmax[across];
 #pragma unroll
   for (int m = 0; m < across; ++m) softmax[m].clear();
 
@@ -209,14 +212,15 @@ __global__ void __launch_bounds__(tuning::portable_attend::threads)
     }
 #pragma unroll
     for (int m = 0; m < across; ++m) {
-      softmax[m].template update<false, true>(reinterpret_cast<float(&)[keys / 2]>(s[m]));
+      softmax[m].template update<false, true>(reinterpret_cast<float(&)[keys / 2]>(s[m]),
+                                              task.terms);
       if constexpr (Values) softmax[m].rescale_sums(reinterpret_cast<float(&)[D / 2]>(o[m]));
     }
     if constexpr (Values) {
       product::values(o, s, sh.v);
       if (infinite) {
         add_infinite<T, D, across, keys>(
-            o, v.at(tile.frame.b, tile.frame.g), v.stride(2), now.first,
+            o, v.at(tile.frame.b, tile.frame.g), v.stride(2), shape.dim, now.first,
             [&](int j) { return tile.key(slot, j, tile.last_key()); }, ranges);
       }
     }

@@ -28,9 +28,9 @@ struct probe_tile {
 
   collective::row_pair<collective::product_t<T>, collective::product_parts<T>> held[tiles][D / 32];
 
-  /// Takes the warp's rows: row_of(r) is row r < count; the others are zeros.
+  /// Takes the warp's rows: row_of(r) is row r < count, of `dim` elements; all else is zeros.
   template <class RowOf>
-  __device__ void hold(bool vectors, int count, RowOf const& row_of) noexcept {
+  __device__ void hold(bool vectors, int count, int dim, RowOf const& row_of) noexcept {
     int const lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
@@ -45,7 +45,9 @@ struct probe_tile {
         collective::operand_t<T> both[2] = {};
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          if (rows[n] != nullptr) both[n] = collective::load_octet(rows[n] + step * 32, vectors);
+          if (rows[n] != nullptr && step * 32 + lane % 4 * 8 < dim) {
+            both[n] = collective::load_octet(rows[n] + step * 32, vectors);
+          }
         }
         held[t][step] = collective::settled(collective::pair_rows(both[0], both[1]));
       }
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
     sum_probe_rows(attention_shape shape, Inputs const __grid_constant__ in,
                    tensor_view<T const, device> const __grid_constant__ q,
                    tensor_view<T const, device> const __grid_constant__ k, chunk_range range,
-                   mask limit, probe_rows p) {
+                   mask limit, probe_rows p, collective::logit_scale scale) {
   using tile_type = probe_tile<T, D>;
   constexpr int tiles = tile_type::tiles;
   extern __shared__ uint4 probe_bytes[];
@@ -100,7 +102,7 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
     };
     int const own = first + warp * tile_type::warp_rows;
     tile_type tile;
-    tile.hold(q_vectors, pairs - own, [&](int r) {
+    tile.hold(q_vectors, pairs - own, shape.dim, [&](int r) {
       int2 const place = places[own + r];
       return q.at(b, g * group + place.y, place.x);
     });
@@ -120,7 +122,7 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
         int const key = n * tile_type::staged;
         collective::stage_rows<T, D, tile_type::staged, probe_threads>(
             stages + n % tile_type::stages * tile_type::stage_elements, k_vectors,
-            end - begin - key, [&](int r) { return keys + (key + r) * k.stride(2); });
+            end - begin - key, shape.dim, [&](int r) { return keys + (key + r) * k.stride(2); });
       }
       ptx::cp_async_commit();
     };
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
               bool const visible = plain.value || column < ends[r];
               x[e] = visible ? d[r / 2][e / 2][2 * (r % 2) + e % 2] : -__builtin_huge_valf();
             }
-            sums[r].add(x, collective::log2_scale<D>);
+            sums[r].add(x, scale.bits);
           }
         }
       };
@@ -191,7 +193,8 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
     score_keys(attention_shape shape, Inputs const __grid_constant__ in,
                tensor_view<T const, device> const __grid_constant__ q,
                tensor_view<T const, device> const __grid_constant__ k, near_field near, mask limit,
-               chunk_range range, probe_rows p, scores_view scores, Scorer scorer) {
+               chunk_range range, probe_rows p, scores_view scores, Scorer scorer,
+               collective::logit_scale scale) {
   using tile_type = probe_tile<T, D>;
   constexpr int tiles = tile_type::tiles;
   extern __shared__ uint4 probe_bytes[];
@@ -235,7 +238,8 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
     if (view != probe_view::none) {
       int const buffer = placed % tile_type::stages;
       collective::stage_rows<T, D, tile_type::staged, probe_threads>(
-          stages + buffer * tile_type::stage_elements, q_vectors, pairs - pair0, [&](int r) {
+          stages + buffer * tile_type::stage_elements, q_vectors, pairs - pair0, shape.dim,
+          [&](int r) {
             int2 const place = places[pair0 + r];
             return q_heads + place.y * q.stride(1) + place.x * q.stride(2);
           });
@@ -263,7 +267,7 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
   }
   if (placed > 0) {
     tile_type tile;
-    tile.hold(collective::has_vector_rows(k), end - own,
+    tile.hold(collective::has_vector_rows(k), end - own, shape.dim,
               [&](int r) { return k.at(b, g, own + r); });
     for (int n = 0; n < placed; ++n) {
       probe_view const view = views[tile_type::stages - 2];
@@ -287,8 +291,8 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
             for (int r = 0; r < 2 * tiles; ++r) {
               int const key = own + 8 * r + lane / 4;
               bool const far = plain.value || (key >= near.sinks && key < left) || key >= right;
-              float const share = ptx::ex2(
-                  d[r / 2][e / 2][2 * (r % 2) + e % 2] * collective::log2_scale<D> - lse_of_pair);
+              float const share =
+                  ptx::ex2(d[r / 2][e / 2][2 * (r % 2) + e % 2] * scale.bits - lse_of_pair);
               mass[r] += far ? share : 0.f;
               peak[r] = fmaxf(peak[r], far ? share : 0.f);
               if (!plain.value) sees[r] += far ? 1 : 0;

@@ -14,12 +14,12 @@ __device__ inline void cp_async_16(void* to, void const* from, int bytes = 16) n
                : "memory");
 }
 
-// cp.async.cg.shared.global.L2::256B [to], [from], 16;
+// cp.async.cg.shared.global.L2::256B [to], [from], 16, bytes;
 /// The same, and the 256 bytes around them come to L2: for rows that are read piece by piece.
-__device__ inline void cp_async_16_of_row(void* to, void const* from) noexcept {
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(
+__device__ inline void cp_async_16_of_row(void* to, void const* from, int bytes) noexcept {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(__cvta_generic_to_global(from))
+               "l"(__cvta_generic_to_global(from)), "r"(bytes)
                : "memory");
 }
 
