@@ -8,6 +8,7 @@
 #include <omnisparse/budget/guaranteed.hpp>
 #include <omnisparse/budget/per_head.hpp>
 #include <omnisparse/budget/ratio.hpp>
+#include <omnisparse/cache/check_decode.hpp>
 #include <omnisparse/cache/kv_cache.hpp>
 #include <omnisparse/cache/slim.hpp>
 #include <omnisparse/core/backend.hpp>
@@ -33,6 +34,9 @@
 #include <omnisparse/slim/head_fetch.hpp>
 #include <omnisparse/slim/kept_tokens.hpp>
 #include <omnisparse/slim/none.hpp>
+
+#include <concepts>
+#include <cstddef>
 
 namespace omnisparse {
 
@@ -119,7 +123,8 @@ class attention {
 
   constexpr policies_type const& policies() const noexcept { return policies_; }
 
-  /// Would a call of this shape and dtype run? ok, or the sentence that says why not.
+  /// Would a call of this shape and dtype run? ok, or the sentence that says why not: an extent, an
+  /// option of any policy, or what the backend cannot do.
   template <element T = float>
   status can_run(attention_shape const& shape) const noexcept {
     if (status const bad = detail::check_shape(shape); !bad.ok()) return bad;
@@ -138,7 +143,8 @@ class attention {
         .prefers_dense(shape, policies_.limit);
   }
 
-  /// Bytes of workspace that any call of this shape and dtype needs, at any lengths. `run` by a
+  /// Bytes of workspace that any call of this shape and dtype needs, at any lengths; 0 where
+  /// `can_run` refuses the shape, or on a backend that needs none. `run` by a
   /// plan of another chunk than this functor's needs no more, unless that is shorter than 64 rows.
   template <element T = float>
   std::size_t workspace_bytes(attention_shape const& shape) const noexcept {
@@ -150,14 +156,19 @@ class attention {
                              backend_, detail::dense_of(policies_), shape));
   }
 
-  /// Memory for the plan of a call of this shape. Allocates.
+  /// Memory for the plan of a call of this shape. Allocates. False where the shape or an option
+  /// makes no sense.
   attention_plan<space> make_plan(attention_shape const& shape, int capacity = -1) const noexcept {
+    if (!detail::check_options(policies_).ok()) return {};
     return attention_plan<space>(shape, policies_.rows, capacity);
   }
 
   /// Plans and attends, or runs dense where `runs_dense` says so: q [B, Hq, Nq, D], k and v
   /// [B, Hkv, Nkv, D] to out [B, Hq, Nq, D] and, where given, lse [B, Hq, Nq] (nats, natural). Rows
-  /// that see nothing get 0 and -inf.
+  /// that see nothing get 0 and -inf. Inputs may share memory and repeat themselves by strides of 0.
+  /// No element of out, lse or the workspace may be one of an input or of another of the three, and
+  /// no two of out, or of lse, may coincide: so out may stand in one buffer with q, k and v, as
+  /// [B, N, 4, H, D], but not in their place.
   template <class Q, class K, class V, class O, class S>
   status operator()(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
                     tensor_view<V, S> const& v, tensor_view<O, S> const& out,
@@ -165,6 +176,8 @@ class attention {
                     inputs<space> const& in = {}, stream on = {}) const noexcept {
     auto const call = make_call(q, k, v, out, lse, in);
     if (status const bad = check(call, writing); !bad.ok()) return bad;
+    detail::memory_of_call memory;
+    if (status const bad = check_outputs(memory, call, ws); !bad.ok()) return bad;
     if constexpr (!detail::is_dense<policies_type>) {
       if (runs_dense<O>(call.shape)) {
         return engine<Backend>::attend(backend_, detail::dense_of(policies_), call, ws, on);
@@ -182,7 +195,8 @@ class attention {
   }
 
   /// Decides: writes row classes and kept lists into `plan`, whose memory `make_plan` gives. A
-  /// budget is clamped to the plan's capacity.
+  /// budget is clamped to the plan's capacity. The plan's memory is nobody else's: neither an
+  /// input's nor the workspace's.
   template <class Q, class K, class S>
   status plan(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
               std::type_identity_t<plan_view<S>> const& plan, workspace_view<space> ws,
@@ -191,7 +205,16 @@ class attention {
     auto const call =
         make_call(q, k, tensor_view<T const, S>{}, tensor_view<T, S>{}, lse_view<T, S>{}, in);
     if (status const bad = check(call, planning); !bad.ok()) return bad;
-    status const bad = detail::check_plan_target(plan, call.shape, policies_.rows, in);
+    status bad = detail::check_plan_target(plan, call.shape, policies_.rows, in);
+    if (!bad.ok()) return bad;
+    detail::memory_of_call memory;
+    detail::add_reads(memory, call);
+    detail::each_part(plan,
+                      [&](void const* part, std::size_t bytes) { memory.writes(part, bytes); });
+    memory.works_in(ws.data, ws.bytes);
+    bad = memory.check(
+        "omnisparse: a part of the plan to be written shares memory with another, or with q, k, "
+        "lengths or segments: use attention_plan, which owns its memory");
     if (!bad.ok()) return bad;
     return engine<Backend>::plan(backend_, policies_, call, plan, ws, on);
   }
@@ -205,6 +228,11 @@ class attention {
              stream on = {}) const noexcept {
     auto const call = make_call(q, k, v, out, lse, in);
     if (status const bad = check(call, writing); !bad.ok()) return bad;
+    if (status const bad = detail::check_plan_frame(plan, call.shape); !bad.ok()) return bad;
+    detail::memory_of_call memory;
+    detail::each_part(plan,
+                      [&](void const* part, std::size_t bytes) { memory.reads(part, bytes); });
+    if (status const bad = check_outputs(memory, call, ws); !bad.ok()) return bad;
     return engine<Backend>::run(backend_, policies_, call, plan, ws, on);
   }
   /// The same without lse.
@@ -222,13 +250,20 @@ class attention {
   status slim(tensor_view<K, space> const& k, tensor_view<K, space> const& v,
               std::type_identity_t<plan_view<space>> const& plan, kv_cache<Backend, T>& cache,
               int sequence, inputs<space> const& in = {}, int b = 0) const noexcept {
-    if (status const bad = detail::check_slim(plan, b, cache); !bad.ok()) return bad;
+    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    if (status const bad = detail::check_slim(plan, in, b, cache); !bad.ok()) return bad;
     attention_shape const& s = plan.shape;
     if (!detail::has_extents(k, s.batch, s.kv_heads, s.kv_tokens, s.dim) ||
         !detail::has_extents(v, s.batch, s.kv_heads, s.kv_tokens, s.dim)) {
       return detail::shape_refusal(
           "omnisparse: k and v must be [B, Hkv, Nkv, D] of the plan's shape");
     }
+    if (!detail::is_readable(k) || !detail::is_readable(v)) {
+      return {status_code::invalid_view,
+              "omnisparse: k and v need memory and a contiguous last dimension (stride 1): copy "
+              "into such a layout"};
+    }
+    if (!detail::strides_fit(k) || !detail::strides_fit(v)) return detail::stride_refusal();
     detail::storing const keeps(policies_.storer, policies_.near, policies_.limit, plan, in, b);
     auto const of = [&](tensor_view<K, space> const& x) {
       return tensor_view<K, space, 3>(x.at(b), {s.kv_heads, keeps.tokens(), s.dim},
@@ -241,22 +276,29 @@ class attention {
   template <class T>
   status slim(std::type_identity_t<plan_view<space>> const& plan, kv_cache<Backend, T>& cache,
               int sequence, inputs<space> const& in = {}, int b = 0) const noexcept {
-    if (status const bad = detail::check_slim(plan, b, cache); !bad.ok()) return bad;
+    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    if (status const bad = detail::check_slim(plan, in, b, cache); !bad.ok()) return bad;
     detail::storing const keeps(policies_.storer, policies_.near, policies_.limit, plan, in, b);
     return cache.keep_if(sequence,
                          [&](int g, int j) { return j >= keeps.tokens() || keeps(g, j); });
   }
 
-  /// Bytes of workspace that `decode` needs for `batch` rows of `q_heads` heads on this cache.
+  /// Bytes of workspace that `decode` needs for `batch` rows of `q_heads` heads on this cache; 0
+  /// where it would refuse them.
   template <class T>
   std::size_t decode_workspace_bytes(kv_cache<Backend, T> const& cache, int batch,
                                      int q_heads) const noexcept {
+    if (!detail::check_options(policies_).ok() ||
+        !detail::check_decode_shape(cache.ref(), batch, q_heads).ok()) {
+      return 0;
+    }
     return engine<Backend>::decode_workspace_bytes(backend_, cache.ref(), batch, q_heads);
   }
 
   /// One step: row b of q [B, Hq, 1, D] attends to what sequence b (or sequences(b)) stores: text
   /// always, visual tokens when near or when the fetching policy says so. The row stands at the
-  /// last appended position, so append its own key and value first.
+  /// last appended position, so append its own key and value first. No element of out, lse or the
+  /// workspace may be one of q, the sequences, the cache or another of the three.
   template <class Q, class T, class O>
   status decode(tensor_view<Q, space> const& q, kv_cache<Backend, T> const& cache,
                 tensor_view<O, space> const& out, lse_view<T, space> const& lse,
@@ -266,27 +308,29 @@ class attention {
     static_assert(std::is_same_v<std::remove_const_t<Q>, T> && std::is_same_v<O, T>,
                   "omnisparse: q and out must have the dtype of the cache");
     auto const& ref = cache.ref();
-    int const rows = q.extent(0), heads = q.extent(1);
-    if (heads % ref.kv_heads != 0 || q.extent(2) != 1 || q.extent(3) != ref.dim ||
-        !detail::has_extents(out, rows, heads, 1, ref.dim) ||
-        (!sequences.is_null() && sequences.extent(0) != rows) ||
-        (!lse.is_null() &&
-         (lse.extent(0) != rows || lse.extent(1) != heads || lse.extent(2) != 1))) {
-      return detail::shape_refusal(
-          "omnisparse: decode takes q and out [B, Hq, 1, D] with Hq a multiple "
-          "of the cache's KV heads and its D, lse [B, Hq, 1] and sequences "
-          "[B]");
-    }
-    if (!detail::is_readable(q) || !detail::is_readable(out)) {
-      return {status_code::invalid_view,
-              "omnisparse: q and out need memory and a contiguous last dimension (stride 1)"};
-    }
-    if (detail::first_of(policies_.fetcher) != ref.sink_keys) {
+    decode_call<T, space> const call{q, out, lse, sequences, policies_.scale};
+    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    if (status const bad = detail::check_decode_call(call, ref); !bad.ok()) return bad;
+    if (std::same_as<observed<Fetcher>, observation::sink_and_mean> &&
+        detail::first_of(policies_.fetcher) != ref.sink_keys) {
       return {status_code::invalid_option,
               "omnisparse: the fetching policy's 'first' differs from the sink_keys that the cache "
               "was made with: make them equal"};
     }
-    decode_call<T, space> const call{q, out, lse, sequences, policies_.scale};
+    detail::memory_of_call memory;
+    memory.reads(q);
+    memory.reads(sequences);
+    memory.writes(out);
+    memory.writes(lse);
+    memory.works_in(ws.data, ws.bytes);
+    if (status const bad = memory.check(detail::out_is_shared); !bad.ok()) return bad;
+    if (cache.shares_memory(out) || cache.shares_memory(lse)) {
+      return {status_code::invalid_view, detail::out_is_shared};
+    }
+    if (cache.shares_memory(ws)) {
+      return {status_code::invalid_view,
+              "omnisparse: the workspace lies in the cache's memory: give it memory of its own"};
+    }
     return engine<Backend>::decode(backend_, policies_, call, ref, ws, on);
   }
   /// The same without lse.
@@ -323,7 +367,19 @@ class attention {
   template <class T>
   status check(attention_call<T, space> const& call, bool writes) const noexcept {
     if (status const bad = detail::check_call(call, writes); !bad.ok()) return bad;
-    return can_run<T>(call.shape);
+    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    return engine<Backend>::template can_run<T>(backend_, policies_, call.shape);
+  }
+
+  // What attends writes out and lse; `memory` may know of more that is read.
+  template <class T>
+  static status check_outputs(detail::memory_of_call& memory, attention_call<T, space> const& call,
+                              workspace_view<space> ws) noexcept {
+    detail::add_reads(memory, call);
+    memory.writes(call.out);
+    memory.writes(call.lse);
+    memory.works_in(ws.data, ws.bytes);
+    return memory.check(detail::out_is_shared);
   }
 
   Backend backend_;

@@ -5,10 +5,14 @@
 #include <omnisparse/cache/kv_cache_ref.hpp>
 #include <omnisparse/cache/page_pool.hpp>
 #include <omnisparse/core/backend.hpp>
+#include <omnisparse/core/check_shape.hpp>
 #include <omnisparse/core/dtype.hpp>
+#include <omnisparse/core/overlap.hpp>
 #include <omnisparse/core/status.hpp>
+#include <omnisparse/core/workspace.hpp>
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 namespace omnisparse {
@@ -16,18 +20,52 @@ namespace omnisparse {
 /// How large a cache is. One cache may hold all layers of a model: a sequence is whatever has
 /// tokens of its own.
 struct kv_cache_options {
-  int sequences = 1;
-  int kv_heads = 1;
-  int dim = 64;
-  int max_tokens = 8192;  ///< most tokens that one sequence may store
-  int pages = 0;          ///< in the pool; 0: enough for every sequence in full
-  int page_tokens = 64;
-  int sink_keys = 1;  ///< first keys that the decode classifier's sink pools
+  int sequences = 1;      ///< in use at a time, >= 1
+  int kv_heads = 1;       ///< >= 1
+  int dim = 64;           ///< in [1, 65536]
+  int max_tokens = 8192;  ///< most tokens, text and visual together, that each KV head of a
+                          ///< sequence may store, in [1, 2^30]
+  int pages = 0;         ///< in the pool; 0: enough for every sequence in full
+  int page_tokens = 64;  ///< in [1, 2^20], and dim times it at most 2^30
+  int sink_keys = 1;     ///< first keys that the decode classifier's sink pools, >= 1
 };
 
+/// Can there be a cache of these options? ok, or the sentence that says why not. Memory is not
+/// asked for.
+constexpr status check_cache(kv_cache_options const& o) noexcept {
+  auto const refuse = [](char const* why) { return status{status_code::invalid_option, why}; };
+  if (o.sequences < 1 || o.kv_heads < 1 || o.dim < 1 || o.max_tokens < 1 || o.page_tokens < 1 ||
+      o.pages < 0 || o.sink_keys < 1) {
+    return refuse(
+        "omnisparse: a cache has at least one sequence, KV head, element, token, page slot and "
+        "sink "
+        "key, and pages >= 0");
+  }
+  if (o.max_tokens > 1 << 30 || o.page_tokens > 1 << 20 || o.dim > detail::most_dim ||
+      std::int64_t{o.dim} * o.page_tokens > 1 << 30) {
+    return refuse(
+        "omnisparse: a cache has at most 2^30 max_tokens, 2^20 page_tokens, a dim of 65536 and "
+        "2^30 "
+        "elements a page: take smaller ones");
+  }
+  if (!detail::rows_fit(o.sequences, o.kv_heads, 1)) {
+    return refuse(
+        "omnisparse: a cache has at most 2^28 sequences times KV heads: make several caches");
+  }
+  // A head's text and visual lanes may each leave one page partly filled.
+  std::int64_t const slots = std::int64_t{o.sequences} * o.kv_heads;
+  std::int64_t const full = ceil_div(o.max_tokens, o.page_tokens) + 1;
+  if (o.pages == 0 && full > 0x7fffffff / slots) {
+    return refuse(
+        "omnisparse: a cache that holds every sequence in full needs more than 2^31 - 1 pages: "
+        "say how many as 'pages', take larger page_tokens, or make several caches");
+  }
+  return {};
+}
+
 /// Owns a paged cache. Allocates in the constructor, once; `bool` is false if the options make no
-/// sense or memory was not to be had. Every call is all or nothing: a full pool refuses and nothing
-/// is lost. Not for concurrent calls that change it.
+/// sense (`check_cache`) or memory was not to be had. Every call is all or nothing: a full pool
+/// refuses and nothing is lost. Not for concurrent calls that change it.
 template <class Backend, class T>
 class kv_cache {
   using space = typename Backend::space;
@@ -36,16 +74,13 @@ class kv_cache {
 
  public:
   explicit kv_cache(kv_cache_options const& o) noexcept {
-    if (o.sequences < 1 || o.kv_heads < 1 || o.dim < 1 || o.max_tokens < 1 || o.page_tokens < 1 ||
-        o.pages < 0 || o.sink_keys < 1) {
-      return;
-    }
+    if (!check_cache(o).ok()) return;
     ref_.sequences = o.sequences, ref_.kv_heads = o.kv_heads, ref_.dim = o.dim;
     ref_.page_tokens = o.page_tokens, ref_.sink_keys = o.sink_keys;
     ref_.lane_pages = ceil_div(o.max_tokens, o.page_tokens);
     auto const count = [](int n) { return static_cast<std::size_t>(n); };
     std::size_t const slots = count(o.sequences) * count(o.kv_heads);
-    // A head's text and visual lanes may each leave one page partly filled.
+    max_tokens_ = o.max_tokens;
     int const pages = o.pages > 0 ? o.pages : o.sequences * o.kv_heads * (ref_.lane_pages + 1);
     std::size_t const tokens = count(pages) * count(o.page_tokens);
     std::size_t const page_memory = tokens * count(o.dim) * sizeof(T) + kv_cache_slack;
@@ -105,7 +140,8 @@ class kv_cache {
   }
 
   /// Appends tokens of one kind: k and v [kv_heads, tokens, dim], at the positions that follow.
-  /// O(1) a token. Refused as a whole when the pool or the sequence cannot take all of them.
+  /// O(1) a token. Refused as a whole when the pool or the sequence cannot take all of them, or
+  /// when k or v lie in the cache's own memory.
   template <class K>
   status append(int sequence, tensor_view<K, space, 3> const& k, tensor_view<K, space, 3> const& v,
                 segment kind) noexcept {
@@ -123,29 +159,39 @@ class kv_cache {
     if (!ref_.in_use(sequence)) return unknown();
     int const tokens = k.extent(1);
     if (k.extent(0) != ref_.kv_heads || k.extent(2) != ref_.dim || v.extent(0) != ref_.kv_heads ||
-        v.extent(1) != tokens || v.extent(2) != ref_.dim ||
+        v.extent(1) != tokens || v.extent(2) != ref_.dim || tokens < 0 ||
         (tokens > 0 && (k.is_null() || v.is_null() || k.stride(2) != 1 || v.stride(2) != 1))) {
       return {status_code::invalid_shape,
               "omnisparse: k and v must be [kv_heads, tokens, dim] of the cache, with contiguous "
               "rows"};
     }
-    int needed = 0;
+    if (!detail::strides_fit(k) || !detail::strides_fit(v)) return detail::stride_refusal();
+    if (shares_memory(k) || shares_memory(v)) {
+      return {status_code::invalid_view,
+              "omnisparse: k or v lie in the cache's own memory, which append may write: copy them "
+              "first"};
+    }
+    if (tokens > 0x7fffffff - ref_.appended[sequence]) {
+      return {status_code::out_of_pages,
+              "omnisparse: the sequence would count more than 2^31 - 1 positions: finish it and "
+              "start another; nothing was stored"};
+    }
+    std::int64_t needed = 0;
     for (int g = 0; g < ref_.kv_heads; ++g) {
       int adds[2] = {0, 0};
       for (int n = 0; n < tokens; ++n) {
         if (keeps(g, n)) ++adds[kind(n) == segment::visual ? 1 : 0];
       }
-      for (segment const s : {segment::text, segment::visual}) {
-        int const before = ref_.stored[ref_.lane(sequence, g, s)];
-        int const after = pages_for(before + adds[s == segment::visual ? 1 : 0]);
-        if (after > ref_.lane_pages) {
-          return {
-              status_code::out_of_pages,
-              "omnisparse: the sequence would store more than max_tokens of the cache: slim it, "
-              "or make the cache with a larger max_tokens"};
-        }
-        needed += after - pages_for(before);
+      int const texts = stored(sequence, g, segment::text);
+      int const visuals = stored(sequence, g, segment::visual);
+      if (std::int64_t{texts} + adds[0] + visuals + adds[1] > max_tokens_) {
+        return {status_code::out_of_pages,
+                "omnisparse: a KV head of the sequence would store more than max_tokens of the "
+                "cache, text and visual together: slim it, or make the cache with a larger "
+                "max_tokens; nothing was stored"};
       }
+      needed += pages_for(texts + adds[0]) - pages_for(texts);
+      needed += pages_for(visuals + adds[1]) - pages_for(visuals);
     }
     if (needed > pool_.free_pages()) {
       return {status_code::out_of_pages,
@@ -188,6 +234,16 @@ class kv_cache {
     return {};
   }
 
+  /// Does an element of the view lie in the cache's own memory?
+  template <class U, std::size_t Rank>
+  bool shares_memory(tensor_view<U, space, Rank> const& view) const noexcept {
+    return meets(detail::footprint(view));
+  }
+  /// Does a byte of the workspace?
+  bool shares_memory(workspace_view<space> const& ws) const noexcept {
+    return meets(detail::footprint(ws.data, ws.bytes));
+  }
+
   /// Tokens that a KV head of a sequence stores; 0 for one that is not in use.
   int stored(int sequence, int kv_head, segment kind) const noexcept {
     return ref_.in_use(sequence) ? ref_.stored[ref_.lane(sequence, kv_head, kind)] : 0;
@@ -222,6 +278,12 @@ class kv_cache {
             "omnisparse: the cache has no such sequence in use: add() gives out numbers, finish() "
             "ends them"};
   }
+  bool meets(detail::footprint const& other) const noexcept {
+    for (buffer<space> const* part : {&keys_, &values_, &positions_, &tables_, &counts_, &sums_}) {
+      if (detail::footprint(part->data(), part->bytes()).meets(other)) return true;
+    }
+    return false;
+  }
   int pages_for(int tokens) const noexcept { return ceil_div(tokens, ref_.page_tokens); }
 
   // key [dim], `key_ld` apart, may be a slot of the cache.
@@ -248,6 +310,7 @@ class kv_cache {
   }
 
   kv_cache_ref<space, T> ref_ = {};
+  int max_tokens_ = 0;
   page_pool pool_;
   buffer<space> keys_, values_, positions_, tables_, counts_, sums_;
 };

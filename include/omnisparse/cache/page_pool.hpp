@@ -12,11 +12,14 @@ namespace omnisparse {
 class page_pool {
  public:
   page_pool() noexcept = default;
-  /// Takes memory for the free list, once; `bool` is false if that failed.
+  /// Takes memory for the free list of `pages` >= 0, once; `bool` is false, and the pool without
+  /// pages, if that failed or the count is negative.
   explicit page_pool(int pages) noexcept
-      : memory_(sizeof(int) * (static_cast<std::size_t>(pages) + 1)), free_(pages), pages_(pages) {
+      : memory_(pages < 0 ? 0 : sizeof(int) * (static_cast<std::size_t>(pages) + 1)) {
+    if (!memory_) return;
+    free_ = pages_ = pages;
     // The lowest page is handed out first.
-    for (int n = 0; memory_ && n < pages; ++n) list()[n] = pages - 1 - n;
+    for (int n = 0; n < pages; ++n) list()[n] = pages - 1 - n;
   }
 
   int pages() const noexcept { return pages_; }
@@ -25,8 +28,10 @@ class page_pool {
 
   /// A free page, or -1.
   int take() noexcept { return free_ > 0 ? list()[--free_] : -1; }
-  /// Gives back a page that was taken.
-  void give_back(int page) noexcept { list()[free_++] = page; }
+  /// Gives back a page that was taken. What cannot have been taken is left.
+  void give_back(int page) noexcept {
+    if (0 <= page && page < pages_ && free_ < pages_) list()[free_++] = page;
+  }
 
  private:
   int* list() const noexcept { return static_cast<int*>(memory_.data()); }

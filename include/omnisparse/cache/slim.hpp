@@ -3,6 +3,7 @@
 #pragma once
 
 #include <omnisparse/cache/kv_cache.hpp>
+#include <omnisparse/core/check_shape.hpp>
 #include <omnisparse/core/near_field.hpp>
 #include <omnisparse/plan/check.hpp>
 #include <omnisparse/plan/plan.hpp>
@@ -54,13 +55,15 @@ class storing {
 };
 
 template <class Cache>
-status check_slim(plan_view<host> const& plan, int b, Cache const& cache) noexcept {
+status check_slim(plan_view<host> const& plan, inputs<host> const& in, int b,
+                  Cache const& cache) noexcept {
   if (b < 0 || b >= plan.shape.batch || plan.shape.kv_heads != cache.ref().kv_heads) {
     return {status_code::invalid_shape,
             "omnisparse: slimming needs a batch index inside the plan and as many KV heads in the "
             "plan as in the cache"};
   }
-  return check_plan(plan, plan.shape);
+  if (status const bad = check_plan(plan, plan.shape); !bad.ok()) return bad;
+  return check_inputs(in, plan.shape);
 }
 
 }  // namespace omnisparse::detail

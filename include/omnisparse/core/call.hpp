@@ -3,13 +3,18 @@
 /// shares.
 #pragma once
 
+#include <omnisparse/core/check_shape.hpp>
 #include <omnisparse/core/crossover.hpp>
 #include <omnisparse/core/dtype.hpp>
 #include <omnisparse/core/near_field.hpp>
+#include <omnisparse/core/overlap.hpp>
 #include <omnisparse/core/policy.hpp>
 #include <omnisparse/core/shape.hpp>
 #include <omnisparse/core/softmax_scale.hpp>
 #include <omnisparse/core/status.hpp>
+
+#include <concepts>
+#include <initializer_list>
 
 namespace omnisparse {
 
@@ -30,7 +35,8 @@ struct policy_set {
 };
 
 /// Where the log-sum-exp of each row goes: [batch, q_heads, q_tokens], nats, in the accumulator
-/// type of T. A null view means that it is not wanted.
+/// type of T. Any strides by which no two elements coincide. A default-made view means that it is
+/// not wanted.
 template <class T, class Space = host>
 using lse_view = tensor_view<accumulator_t<T>, Space, 3>;
 
@@ -50,69 +56,77 @@ struct attention_call {
 
 namespace detail {
 
-inline constexpr status shape_refusal(char const* why) noexcept {
-  return {status_code::invalid_shape, why};
+// The sentence that a policy has about its own options; null where it has none, or no say.
+template <class P>
+constexpr char const* refusal_of(P const& policy) noexcept {
+  if constexpr (requires { &P::refuses; }) {
+    static_assert(
+        requires {
+          { policy.refuses() } noexcept -> std::same_as<char const*>;
+        },
+        "omnisparse: a policy tells what is wrong with its options by 'constexpr char const* "
+        "refuses() const noexcept', nullptr where nothing is");
+    return policy.refuses();
+  } else {
+    return nullptr;
+  }
 }
 
-// Extents that make sense by themselves.
-constexpr status check_shape(attention_shape const& s) noexcept {
-  if (s.batch < 0 || s.q_heads < 0 || s.kv_heads < 0 || s.q_tokens < 0 || s.kv_tokens < 0) {
-    return shape_refusal("omnisparse: an extent of the shape is negative: give counts >= 0");
+// Options by which the library itself measures what a policy observes, whoever wrote the policy.
+template <class P>
+constexpr char const* contrast_refusal(P const& policy) noexcept {
+  if constexpr (!std::same_as<observed<P>, observation::sink_and_mean>) return nullptr;
+  if (first_of(policy) < 1) {
+    return "omnisparse: the sink of a contrast is made of 'first' >= 1 keys";
   }
-  if (s.kv_heads == 0 || s.q_heads % s.kv_heads != 0) {
-    return shape_refusal(
-        "omnisparse: q [B, Hq, Nq, D] and k [B, Hkv, Nkv, D]: Hq must be a "
-        "multiple of Hkv >= 1: repeat or drop heads");
+  pool_range const range = range_of(policy);
+  if (range != pool_range::whole_call && range != pool_range::past) {
+    return "omnisparse: a contrast pools pool_range::whole_call or pool_range::past";
   }
-  if (s.dim <= 0) return shape_refusal("omnisparse: the head dimension D must be at least 1");
-  return {};
+  return nullptr;
 }
 
-// Options that make sense by themselves.
+template <class P>
+constexpr char const* reach_refusal(P const& policy) noexcept {
+  if constexpr (std::same_as<observed<P>, observation::nothing>) return nullptr;
+  if (!is_up_to(recall_of(policy), 1.f)) {
+    return "omnisparse: a budget's recall is a share in [0, 1]";
+  }
+  flatness_by const by = flatness_of(policy);
+  if (by != flatness_by::simpson && by != flatness_by::top_share && by != flatness_by::entropy) {
+    return "omnisparse: a budget's flatness is flatness_by::simpson, top_share or entropy";
+  }
+  return nullptr;
+}
+
+// The first sentence of or about the policies, or null.
+template <class Policies>
+constexpr char const* policy_refusal(Policies const& p) noexcept {
+  for (char const* const why :
+       {estimate_of(p.selector).refuses(), estimate_of(p.rescue).refuses(),
+        contrast_refusal(p.selector), contrast_refusal(p.fetcher), reach_refusal(p.budget),
+        refusal_of(p.selector), refusal_of(p.rescue), refusal_of(p.scorer), refusal_of(p.budget),
+        refusal_of(p.storer), refusal_of(p.fetcher)}) {
+    if (why != nullptr) return why;
+  }
+  return nullptr;
+}
+
+// Options that make sense by themselves: of the functor, and of the policy in every seat.
 template <class Policies>
 constexpr status check_options(Policies const& p) noexcept {
-  if (p.near.window < 0 || p.near.sinks < 0) {
-    return {status_code::invalid_option,
-            "omnisparse: near_field counts tokens: window and sinks must be >= 0"};
-  }
+  if (status const bad = check_near(p.near, p.limit); !bad.ok()) return bad;
   if (p.rows.rows < 0) {
     return {status_code::invalid_option,
             "omnisparse: chunk counts query rows: it must be >= 0, 0 for the whole call"};
   }
-  if (!(p.scale.value >= 0 && p.scale.value <= 1e30)) {
+  if (!is_up_to(p.scale.value, 1e30)) {
     return {status_code::invalid_option,
             "omnisparse: softmax_scale is the factor on q . k, in (0, 1e30], or 0 for 1 / sqrt D; "
-            "for a "
-            "negative one negate q"};
+            "for a negative one negate q"};
   }
-  auto const sound = [](far_estimate const& e) {
-    return e.block >= 1 && e.block <= 1 << 20 && e.per_level >= 1 && e.per_level <= 1 << 20 &&
-           e.variance_weight >= 0.f;
-  };
-  if (!sound(estimate_of(p.selector)) || !sound(estimate_of(p.rescue))) {
-    return {status_code::invalid_option,
-            "omnisparse: far_estimate needs block and per_level in [1, 2^20] and a variance_weight "
-            ">= 0"};
-  }
-  if (first_of(p.selector) < 1 || first_of(p.fetcher) < 1) {
-    return {status_code::invalid_option,
-            "omnisparse: the sink of a contrast is made of 'first' >= 1 keys"};
-  }
-  float const recall = recall_of(p.budget);
-  if (!(recall >= 0.f && recall <= 1.f)) {
-    return {status_code::invalid_option, "omnisparse: a budget's recall is a share in [0, 1]"};
-  }
-  return {};
-}
-
-template <class V>
-constexpr bool has_extents(V const& view, int a, int b, int c, int d) noexcept {
-  return view.extent(0) == a && view.extent(1) == b && view.extent(2) == c && view.extent(3) == d;
-}
-
-template <class V>
-constexpr bool is_readable(V const& view) noexcept {
-  return view.size() == 0 || (!view.is_null() && view.stride(V::rank - 1) == 1);
+  char const* const why = policy_refusal(p);
+  return why == nullptr ? status{} : status{status_code::invalid_option, why};
 }
 
 // Views that fit the shape. `writes` calls need v and out; planning needs neither.
@@ -131,26 +145,38 @@ constexpr status check_call(attention_call<T, Space> const& c, bool writes) noex
   if (writes && !has_extents(c.out, s.batch, s.q_heads, s.q_tokens, s.dim)) {
     return shape_refusal("omnisparse: out must have the shape of q [B, Hq, Nq, D]");
   }
-  if (!c.lse.is_null() && (c.lse.extent(0) != s.batch || c.lse.extent(1) != s.q_heads ||
+  if (c.lse.is_given() && (c.lse.extent(0) != s.batch || c.lse.extent(1) != s.q_heads ||
                            c.lse.extent(2) != s.q_tokens)) {
     return shape_refusal("omnisparse: lse must be [B, Hq, Nq] as q [B, Hq, Nq, D] says");
   }
-  if ((!c.in.q_lengths.is_null() && c.in.q_lengths.extent(0) != s.batch) ||
-      (!c.in.kv_lengths.is_null() && c.in.kv_lengths.extent(0) != s.batch)) {
-    return shape_refusal("omnisparse: q_lengths and kv_lengths must be [B]: one count a sequence");
-  }
-  if (!c.in.segments.is_null() &&
-      (c.in.segments.extent(0) != s.batch || c.in.segments.extent(1) != s.kv_tokens)) {
-    return shape_refusal("omnisparse: segments must be [B, Nkv]: one for each key");
-  }
+  if (status const bad = check_inputs(c.in, s); !bad.ok()) return bad;
+  if (status const bad = check_optional(c.lse); !bad.ok()) return bad;
   if (!is_readable(c.q) || !is_readable(c.k) ||
       (writes && (!is_readable(c.v) || !is_readable(c.out)))) {
     return {status_code::invalid_view,
             "omnisparse: q, k, v and out need memory and a contiguous last dimension (stride 1): "
             "copy into such a layout"};
   }
+  if (!strides_fit(c.q) || !strides_fit(c.k) || !strides_fit(c.v) || !strides_fit(c.out)) {
+    return stride_refusal();
+  }
   return {};
 }
+
+// What a call reads of its tensors.
+template <class T, class Space>
+void add_reads(memory_of_call& memory, attention_call<T, Space> const& c) noexcept {
+  memory.reads(c.q);
+  memory.reads(c.k);
+  memory.reads(c.v);
+  memory.reads(c.in.q_lengths);
+  memory.reads(c.in.kv_lengths);
+  memory.reads(c.in.segments);
+}
+
+inline constexpr char const* out_is_shared =
+    "omnisparse: an element of out or lse is written twice, or is one of q, k, v, the lengths, "
+    "segments or sequences, the plan or the cache: give each output elements of its own";
 
 inline constexpr status workspace_refusal() noexcept {
   return {status_code::workspace_too_small,

@@ -18,8 +18,10 @@ struct memory;
 template <>
 struct memory<host> {
   static constexpr std::size_t alignment = 256;
+  static constexpr std::size_t most = std::size_t{1} << 47;  ///< what addresses can tell apart
 
   static void* allocate(std::size_t bytes) noexcept {
+    if (bytes > most) return nullptr;
     void* const p = ::operator new(bytes, std::align_val_t{alignment}, std::nothrow);
     if (p != nullptr) std::memset(p, 0, bytes);
     return p;

@@ -2,7 +2,7 @@
 /// What policies may look at, as finished numbers: a policy compares and never calls exp.
 #pragma once
 
-#include <omnisparse/core/config.hpp>
+#include <omnisparse/core/math.hpp>
 
 #include <concepts>
 
@@ -24,9 +24,23 @@ struct far_estimate {
     upper_bound  ///< s q.mean + s |q| radius + ln n, never below the truth
   };
   kind by = kind::moments;
-  float variance_weight = 1.f;  ///< of the variance term; 1 is a Gaussian's
-  int block = 64;               ///< tokens in a block of the lowest level, >= 1
-  int per_level = 4;            ///< blocks per level, >= 1
+  float variance_weight = 1.f;  ///< of the variance term, in [0, 1e30]; 1 is a Gaussian's
+  int block = 64;               ///< tokens in a block of the lowest level, in [1, 2^20]
+  int per_level = 4;            ///< blocks per level, in [1, 2^20]
+
+  /// What is wrong with the options, or null.
+  constexpr char const* refuses() const noexcept {
+    bool const sound = block >= 1 && block <= 1 << 20 && per_level >= 1 && per_level <= 1 << 20 &&
+                       is_up_to(variance_weight, 1e30f);
+    if (!sound) {
+      return "omnisparse: far_estimate needs block and per_level in [1, 2^20] and a "
+             "variance_weight in [0, 1e30]";
+    }
+    if (by != kind::moments && by != kind::upper_bound) {
+      return "omnisparse: far_estimate goes by kind::moments or kind::upper_bound";
+    }
+    return nullptr;
+  }
 };
 
 /// The statistic by which the flattest head is found; ties go to the lowest head.

@@ -2,7 +2,9 @@
 /// The roles: which question a policy answers, and the sentence a wrong policy fails with.
 ///
 /// A policy is a trivially copyable struct that says what it `observes` and answers one scalar
-/// question by an OMNISPARSE_HD constexpr noexcept member. The member's name tells its role.
+/// question by an OMNISPARSE_HD constexpr noexcept member. The member's name tells its role. It may
+/// also have 'constexpr char const* refuses() const noexcept', host code: what is wrong with its
+/// options as a sentence, or null. Every call asks that first and refuses with the sentence.
 #pragma once
 
 #include <omnisparse/core/observation.hpp>

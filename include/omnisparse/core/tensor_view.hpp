@@ -17,8 +17,9 @@ struct device {};
 
 /// A strided view of a dense tensor in `Space`; it owns nothing and copies freely into kernels.
 /// Rank 4 is [batch, head, token, D] for q, k, v and out, rank 3 is [batch, head, token] for lse.
-/// Strides are in elements, 64 bits wide; the last dimension is contiguous. A default-made view is
-/// null and stands for "not given". A host view does not convert to a device view.
+/// Strides are in elements, 64 bits wide, of either sign, 0 to repeat an input; the last dimension
+/// of q, k, v and out is contiguous. A default-made view is null and stands for "not given"; one
+/// with memory or extents is given. A host view does not convert to a device view.
 template <class T, class Space = host, std::size_t Rank = 4>
 struct tensor_view {
   static constexpr std::size_t rank = Rank;
@@ -39,7 +40,10 @@ struct tensor_view {
     for (std::size_t d = Rank; d-- > 0;) {
       extents[d] = shape[d];
       strides[d] = step;
-      step *= shape[d];
+      // Unsigned: extents that no call takes must not be undefined behaviour before it refuses
+      // them.
+      step = static_cast<std::int64_t>(static_cast<std::uint64_t>(step) *
+                                       static_cast<std::uint64_t>(shape[d]));
     }
   }
 
@@ -65,9 +69,21 @@ struct tensor_view {
     return strides[dimension];
   }
   OMNISPARSE_HD constexpr bool is_null() const noexcept { return data == nullptr; }
+  /// Was it given? A default-made view was not; one without memory but with extents was, and is
+  /// refused unless it is empty.
+  OMNISPARSE_HD constexpr bool is_given() const noexcept {
+    bool given = data != nullptr;
+    for (std::size_t d = 0; d < Rank; ++d) given = given || extents[d] != 0;
+    return given;
+  }
+  /// Elements: 0 where an extent is 0 or negative, at most 2^63 - 1.
   OMNISPARSE_HD constexpr std::int64_t size() const noexcept {
+    constexpr std::int64_t most = 0x7fffffffffffffff;
     std::int64_t n = 1;
-    for (std::size_t d = 0; d < Rank; ++d) n *= extents[d];
+    for (std::size_t d = 0; d < Rank; ++d) {
+      if (extents[d] <= 0) return 0;
+    }
+    for (std::size_t d = 0; d < Rank; ++d) n = n > most / extents[d] ? most : n * extents[d];
     return n;
   }
 
@@ -99,10 +115,9 @@ tensor_view(T*, int const (&)[Rank], std::int64_t const (&)[Rank]) -> tensor_vie
 template <class Space = host, class T>
 OMNISPARSE_HD constexpr tensor_view<T, Space, 4> view_tokens_first(T* pointer,
                                                                    int const (&shape)[4]) noexcept {
-  std::int64_t const heads = shape[1];
-  std::int64_t const tokens = shape[2];
-  std::int64_t const dim = shape[3];
-  return {pointer, shape, {tokens * heads * dim, dim, heads * dim, 1}};
+  // The contiguous strides of [batch, token, head, D], two of them exchanged.
+  tensor_view<T, Space, 4> const stored(pointer, {shape[0], shape[2], shape[1], shape[3]});
+  return {pointer, shape, {stored.strides[0], stored.strides[2], stored.strides[1], 1}};
 }
 
 }  // namespace omnisparse

@@ -2,12 +2,27 @@
 /// Is this plan one that `run` may follow?
 #pragma once
 
+#include <omnisparse/core/check_shape.hpp>
 #include <omnisparse/core/status.hpp>
 #include <omnisparse/plan/plan.hpp>
+
+#include <cstddef>
+#include <cstdint>
 
 namespace omnisparse {
 
 namespace detail {
+
+// Calls visit(part, bytes) for each part of a plan's memory; null parts too. Its frame is sound.
+template <class Space, class Visit>
+void each_part(plan_view<Space> const& plan, Visit const& visit) noexcept {
+  auto const rows = static_cast<std::size_t>(plan.row_count());
+  auto const lists = static_cast<std::size_t>(plan.list_count());
+  visit(plan.rows, rows * sizeof(row_class));
+  visit(plan.kept_counts, lists * sizeof(int));
+  visit(plan.recalls, lists * sizeof(float));
+  visit(plan.kept, lists * static_cast<std::size_t>(plan.capacity) * sizeof(int));
+}
 
 // What can be seen of a plan without reading its entries, in any space.
 template <class Space>
@@ -19,8 +34,9 @@ constexpr status check_plan_frame(plan_view<Space> const& plan,
         "omnisparse: the plan was made for another shape: make it with the shape of this "
         "call's q and k");
   }
-  if (plan.chunk_rows < 1 || plan.capacity < 0) {
-    return refuse("omnisparse: a plan has chunk_rows >= 1 and capacity >= 0");
+  if (status const bad = check_counts(shape); !bad.ok()) return bad;
+  if (plan.chunk_rows < 1 || plan.capacity < 0 || plan.capacity > most_rows) {
+    return refuse("omnisparse: a plan has chunk_rows >= 1 and a capacity in [0, 2^28]");
   }
   if ((plan.rows == nullptr && plan.row_count() > 0) ||
       (plan.kept_counts == nullptr && plan.list_count() > 0) ||
@@ -78,12 +94,15 @@ constexpr status check_plan_target(plan_view<Space> const& plan, attention_shape
             "omnisparse: the plan's memory was made for another shape or chunk: use "
             "attention_plan(shape, chunk) with those of this call"};
   }
-  if (!in.segments.is_null() && plan.capacity < shape.kv_tokens) {
+  if (in.segments.is_given() && plan.capacity < shape.kv_tokens) {
     return {status_code::invalid_plan,
             "omnisparse: with segments a list must be able to hold all text tokens: give the plan "
             "a capacity of Nkv"};
   }
-  if (plan.capacity < 0 || (plan.row_count() > 0 && plan.rows == nullptr) ||
+  if (plan.capacity < 0 || plan.capacity > most_rows) {
+    return {status_code::invalid_plan, "omnisparse: the capacity of a plan is in [0, 2^28]"};
+  }
+  if ((plan.row_count() > 0 && plan.rows == nullptr) ||
       (plan.list_count() > 0 && (plan.kept_counts == nullptr || plan.recalls == nullptr ||
                                  (plan.capacity > 0 && plan.kept == nullptr)))) {
     return {status_code::invalid_plan,

@@ -2,6 +2,7 @@
 /// The plan as plain data: the class of every row, and the kept tokens of every chunk and KV head.
 #pragma once
 
+#include <omnisparse/core/check_shape.hpp>
 #include <omnisparse/core/math.hpp>
 #include <omnisparse/core/memory.hpp>
 #include <omnisparse/core/near_field.hpp>
@@ -52,7 +53,7 @@ struct plan_view {
 
 /// Owns a plan in `Space`. Allocates in the constructor, once: one byte a row and 4 bytes a list
 /// entry. A fresh plan keeps every row lazy and every list empty. `bool` is false if memory was
-/// not to be had or the shape makes no sense.
+/// not to be had or the shape, the chunk or the capacity makes no sense.
 template <class Space = host>
 class attention_plan {
  public:
@@ -62,10 +63,7 @@ class attention_plan {
   /// `capacity` tokens (-1: kv_tokens, which never clamps a budget).
   explicit attention_plan(attention_shape const& shape, chunk rows = {},
                           int capacity = -1) noexcept {
-    if (shape.batch < 0 || shape.q_heads < 0 || shape.kv_heads < 1 || shape.q_tokens < 0 ||
-        shape.kv_tokens < 0 || rows.rows < 0) {
-      return;
-    }
+    if (!detail::check_counts(shape).ok() || rows.rows < 0 || capacity > detail::most_rows) return;
     view_.shape = shape;
     view_.chunk_rows = rows.rows > 0 ? rows.rows : larger(1, shape.q_tokens);
     view_.capacity = capacity < 0 ? shape.kv_tokens : capacity;

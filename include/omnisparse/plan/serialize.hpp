@@ -26,8 +26,10 @@ static_assert(sizeof(plan_header) == 44);
 
 }  // namespace detail
 
-/// The bytes of a valid host plan: one byte a row, 4 a kept token, 8 a list, 44 of header.
+/// The bytes of a host plan: one byte a row, 4 a kept token, 8 a list, 44 of header. None for a
+/// plan that `check_plan` refuses.
 inline std::string to_bytes(plan_view<host> const& plan) {
+  if (!check_plan(plan, plan.shape).ok()) return {};
   attention_shape const& s = plan.shape;
   detail::plan_header header;
   header.batch = s.batch, header.q_heads = s.q_heads, header.kv_heads = s.kv_heads;
@@ -52,7 +54,8 @@ inline std::string to_bytes(plan_view<host> const& plan) {
 }
 
 /// Reads what `to_bytes` wrote into a fresh plan. Truncated, inconsistent or foreign bytes are
-/// refused and leave `plan` as it was. Allocates the plan.
+/// refused and leave `plan` as it was. So are few bytes that ask for much memory: for lists of more
+/// than 256 MiB and of 8192 times the bytes. Allocates the plan.
 inline status from_bytes(std::string_view bytes, attention_plan<host>& plan) noexcept {
   auto const refuse = [] {
     return status{status_code::damaged_data,
@@ -75,8 +78,7 @@ inline status from_bytes(std::string_view bytes, attention_plan<host>& plan) noe
   double const lists = count(header.batch) * count(header.kv_heads) *
                        count(ceil_div(header.q_tokens, header.chunk_rows));
   double const room = static_cast<double>(bytes.size() - sizeof header);
-  if (rows + 8 * lists > room || header.capacity > header.kv_tokens ||
-      lists * count(header.capacity) > 1e12) {
+  if (rows + 8 * lists > room || 4 * lists * count(header.capacity) > larger(0x1p28, 8192 * room)) {
     return refuse();
   }
   attention_plan<host> read({header.batch, header.q_heads, header.kv_heads, header.q_tokens,

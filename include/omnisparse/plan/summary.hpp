@@ -2,7 +2,10 @@
 /// What a plan saves, in a few numbers, printable.
 #pragma once
 
+#include <omnisparse/core/check_shape.hpp>
 #include <omnisparse/core/near_field.hpp>
+#include <omnisparse/core/status.hpp>
+#include <omnisparse/plan/check.hpp>
 #include <omnisparse/plan/plan.hpp>
 
 #include <cstdint>
@@ -28,6 +31,7 @@ struct plan_summary {
   double active = 0, rescued = 0, density = 0, kept = 0, recall = -1;  ///< means of the above
   std::int64_t visible_pairs = 0;  ///< (row, key) pairs that attention computes
   std::int64_t mask_pairs = 0;     ///< pairs that the mask alone allows
+  status checked = {};  ///< why plan, near field or inputs were refused: then nothing was counted
 };
 
 /// The keys that a row of a class sees: near and its list, or everything.
@@ -56,11 +60,17 @@ inline std::int64_t visible_keys(row_class kind, near_field const& near, mask li
   return seen;
 }
 
-/// Counts what a valid host plan makes visible. O(rows log capacity). Allocates the summary.
+/// Counts what a host plan makes visible. A plan that `check_plan` refuses, a near field or inputs
+/// that a call would refuse give an empty summary, whose `checked` has the sentence. O(entries +
+/// rows log capacity). Allocates the summary.
 inline plan_summary summarize(plan_view<host> const& plan, near_field const& near, mask limit,
                               inputs<host> const& in = {}) {
   attention_shape const& shape = plan.shape;
   plan_summary sum;
+  sum.checked = check_plan(plan, shape);
+  if (sum.checked.ok()) sum.checked = detail::check_near(near, limit);
+  if (sum.checked.ok()) sum.checked = detail::check_inputs(in, shape);
+  if (!sum.checked.ok()) return sum;
   sum.heads.resize(static_cast<std::size_t>(shape.q_heads));
   sum.kv_heads.resize(static_cast<std::size_t>(shape.kv_heads));
   for (int h = 0; h < shape.q_heads; ++h) {
@@ -114,8 +124,9 @@ inline plan_summary summarize(plan_view<host> const& plan, near_field const& nea
   return sum;
 }
 
-/// The summary as a small table of text, a line per query head.
+/// The summary as a small table of text, a line per query head; the sentence of a refused one.
 inline std::string to_string(plan_summary const& sum) {
+  if (!sum.checked.ok()) return std::string(sum.checked.message) + "\n";
   char line[160];
   std::string text = "head  active  rescued  density  kept   recall\n";
   auto const add = [&](char const* name, double active, double rescued, double density, double kept,

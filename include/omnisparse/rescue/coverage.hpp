@@ -2,6 +2,7 @@
 /// Rows that the shared list serves badly attend to everything.
 #pragma once
 
+#include <omnisparse/core/math.hpp>
 #include <omnisparse/core/observation.hpp>
 #include <omnisparse/core/question.hpp>
 
@@ -15,6 +16,11 @@ struct coverage {
   float least = 0.5f;          ///< share of the mass in [0, 1]
   far_estimate estimate = {};  ///< how the left-out log-sum-exp is estimated
 
+  /// What is wrong with the options, or null.
+  constexpr char const* refuses() const noexcept {
+    return is_up_to(least, 1.f) ? nullptr
+                                : "omnisparse: rescue::coverage.least is a share in [0, 1]";
+  }
   OMNISPARSE_HD constexpr bool rescues(observes seen, query_row) const noexcept {
     return seen.share < least;
   }

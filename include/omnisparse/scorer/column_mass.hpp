@@ -13,10 +13,16 @@ namespace omnisparse::scorer {
 /// attend to all their keys once. After the published figure; which rows are probed is ours.
 struct column_mass {
   using observes = observation::probe_mass;
-  int last = 16;           ///< the last rows of the chunk that are probes
-  int strided = 48;        ///< about how many others are probes, evenly spread
+  int last = 16;           ///< the last rows of the chunk that are probes, >= 0
+  int strided = 48;        ///< about how many others are probes, evenly spread, >= 0
   bool normalise = false;  ///< divide by the probe rows that see the key: fair to late keys
 
+  /// What is wrong with the options, or null.
+  constexpr char const* refuses() const noexcept {
+    return last >= 0 && strided >= 0
+               ? nullptr
+               : "omnisparse: scorer::column_mass counts rows: last and strided must be >= 0";
+  }
   OMNISPARSE_HD constexpr bool probes(int row, int rows) const noexcept {
     if (row >= rows - last) return true;
     if (strided <= 0) return false;

@@ -2,6 +2,7 @@
 /// Local first: a row looks far only when enough of its mass is out of sight.
 #pragma once
 
+#include <omnisparse/core/math.hpp>
 #include <omnisparse/core/observation.hpp>
 #include <omnisparse/core/question.hpp>
 
@@ -16,6 +17,11 @@ struct far_mass {
   float epsilon = 0.05f;       ///< mass in [0, 1]
   far_estimate estimate = {};  ///< how the far log-sum-exp is estimated
 
+  /// What is wrong with the options, or null.
+  constexpr char const* refuses() const noexcept {
+    return is_up_to(epsilon, 1.f) ? nullptr
+                                  : "omnisparse: selector::far_mass.epsilon is a share in [0, 1]";
+  }
   OMNISPARSE_HD constexpr bool keeps(observes seen, query_row) const noexcept {
     return seen.far_mass > epsilon;
   }

@@ -2,6 +2,7 @@
 /// At each step a head that leans to the sink does not read the stored visual tokens.
 #pragma once
 
+#include <omnisparse/core/math.hpp>
 #include <omnisparse/core/observation.hpp>
 #include <omnisparse/core/question.hpp>
 
@@ -16,6 +17,11 @@ struct head_fetch {
   float threshold = 0.5f;  ///< share in [0, 1]
   bool any = true;         ///< any head of a KV group fetches for the whole group
 
+  /// What is wrong with the options, or null.
+  constexpr char const* refuses() const noexcept {
+    return is_up_to(threshold, 1.f) ? nullptr
+                                    : "omnisparse: slim::head_fetch.threshold is a share in [0, 1]";
+  }
   OMNISPARSE_HD constexpr bool fetches(observes seen) const noexcept {
     return seen.share > threshold;
   }
