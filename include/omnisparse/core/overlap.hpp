@@ -130,7 +130,12 @@ class footprint {
   bool meets_itself() const noexcept {
     if (repeats_) return true;
     combinations differences;
-    for (int n = 0; n < rank_; ++n) differences.add(steps_[n], 1 - counts_[n], counts_[n] - 1);
+    for (int n = 0; n < rank_; ++n) {
+      for (int m = 0; m < n; ++m) {  // a step there, and one back in the other dimension
+        if (steps_[m] == steps_[n] || steps_[m] == -steps_[n]) return true;
+      }
+      differences.add(steps_[n], 1 - counts_[n], counts_[n] - 1);
+    }
     return differences.reach(0, true);
   }
 

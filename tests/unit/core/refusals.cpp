@@ -1,32 +1,10 @@
-#include <omnisparse/attention.hpp>
-#include <omnisparse/testing/laws.hpp>
+#include "support/refusal.hpp"
 
-#include <doctest/doctest.h>
-
-#include <cmath>
-#include <cstring>
-#include <string>
-
-using namespace omnisparse;
+using namespace testing_support;
 
 namespace {
 
-attention_shape const shape{1, 4, 2, 8, 8, 16};
-
-// Calls with one thing wrong; the status must say so, and the outputs must stay NaN.
-template <class Call>
-void refused(status_code code, char const* word, Call const& call) {
-  auto const t = testing::random_tensors<float>(shape, 1);
-  testing::result<float> r(shape);
-  auto const attend = attention{backend::cpu{}};
-  workspace<> memory(attend.workspace_bytes(shape));
-  status const s = call(attend, t, r, memory);
-  CHECK(s.code == code);
-  CHECK_MESSAGE(std::strstr(s.message, word) != nullptr, s.message);
-  CHECK(std::string(s.message).starts_with("omnisparse: "));
-  for (float const x : r.out) CHECK(std::isnan(x));
-  for (float const x : r.lse) CHECK(std::isnan(x));
-}
+attention_shape const shape = refusal_shape;
 
 }  // namespace
 
