@@ -102,6 +102,36 @@ TEST_CASE("a plan survives saving and loading; damaged bytes are refused") {
   CHECK(to_bytes(read) == bytes);
 }
 
+TEST_CASE("room beyond the keys survives saving; few bytes that ask for much memory are refused") {
+  attention_plan<> const roomy({1, 4, 2, 20, 30, 8}, chunk{7}, 40);
+  attention_plan<> read;
+  REQUIRE(from_bytes(to_bytes(roomy), read).ok());
+  CHECK(read.view().capacity == 40);
+  std::string const good = to_bytes(attention_plan<>({1, 1, 1, 2, 2, 8}));
+  auto const with = [&](std::initializer_list<std::pair<int, std::int32_t>> const& changes) {
+    std::string bytes = good;  // magic, format, B, Hq, Hkv, Nq, Nkv, D, chunk, capacity
+    for (auto const& [at, value] : changes) {
+      std::memcpy(bytes.data() + 8 + 4 * at, &value, sizeof value);
+    }
+    return from_bytes(bytes, read).code;
+  };
+  std::int32_t const most = 0x7fffffff, lowest = -most - 1;
+  CHECK(with({}) == status_code::ok);
+  CHECK(with({{5, most}, {8, most}}) == status_code::damaged_data);
+  CHECK(with({{5, 1 << 28}, {8, 1 << 28}}) == status_code::damaged_data);
+  CHECK(with({{5, 1 << 27}, {8, 1 << 27}}) == status_code::damaged_data);
+  for (int field = 1; field < 9; ++field) {
+    for (std::int32_t const value : {lowest, -1, most, 1 << 30}) {
+      status_code const answer = with({{field, value}});
+      // D and the rows of an only list may be anything that makes sense.
+      if (value < 0 || (field != 6 && field != 7)) CHECK(answer == status_code::damaged_data);
+    }
+  }
+  CHECK(with({{1, 0}, {2, most}, {3, most}, {4, most}}) == status_code::damaged_data);
+  CHECK(with({{1, 1 << 16}, {2, 1 << 16}, {3, 1 << 16}, {4, 1 << 16}}) ==
+        status_code::damaged_data);
+}
+
 TEST_CASE("an empty plan has memory; a senseless one has none") {
   CHECK(attention_plan<>({1, 1, 1, 0, 0, 8}));
   CHECK_FALSE(attention_plan<>({1, 1, 0, 4, 4, 8}));

@@ -8,10 +8,10 @@
 
 namespace omnisparse::cpu {
 
-/// Threads that a backend with `wanted` threads uses; 0 leaves the choice to OpenMP.
+/// Threads that a backend with `wanted` threads uses, at most 4096; 0 leaves the choice to OpenMP.
 inline int thread_count(int wanted) noexcept {
 #if defined(_OPENMP)
-  return wanted > 0 ? wanted : omp_get_max_threads();
+  return wanted <= 0 ? omp_get_max_threads() : wanted < 4096 ? wanted : 4096;
 #else
   static_cast<void>(wanted);
   return 1;
