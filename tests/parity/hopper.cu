@@ -55,7 +55,7 @@ __global__ void attend_by_definition(attention_call<T, device> call, near_field 
           logit +=
               static_cast<double>(call.q(b, h, i, d)) * static_cast<double>(call.k(b, g, j, d));
         }
-        logit *= call.scale.of<double>(s.dim);
+        logit *= call.scale.template of<double>(s.dim);
       }
       shares[t] = pass == 0 ? logit : sees ? exp(logit - high) : 0;
       __syncthreads();
