@@ -3,13 +3,15 @@
 #pragma once
 
 #include "safetensors_header.hpp"
+#include "write_file.hpp"
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <map>
+#include <ostream>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,7 +43,8 @@ class writer {
   /// Adds a string to the file's metadata.
   void note(std::string const& key, std::string const& text) { metadata_[key] = text; }
 
-  /// Writes the file, over an older one of that name. Throws `error`.
+  /// Writes the file, over an older one of that name, which stays until the new one is complete.
+  /// Throws `error`.
   void save(std::filesystem::path const& path) const {
     nlohmann::json header = nlohmann::json::object();
     if (!metadata_.empty()) header["__metadata__"] = metadata_;
@@ -52,15 +55,18 @@ class writer {
     std::string text = header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     text.append((8 - text.size() % 8) % 8, ' ');
     std::uint64_t const header_bytes = text.size();
-    std::ofstream out(path, std::ios::binary);
-    out.write(reinterpret_cast<char const*>(&header_bytes), sizeof header_bytes);
-    out.write(text.data(), static_cast<std::streamsize>(text.size()));
-    for (auto const& [one, values] : pieces_) {
-      out.write(reinterpret_cast<char const*>(values.data()),
-                static_cast<std::streamsize>(values.size()));
+    try {
+      common::write_file(path, [&](std::ostream& out) {
+        out.write(reinterpret_cast<char const*>(&header_bytes), sizeof header_bytes);
+        out.write(text.data(), static_cast<std::streamsize>(text.size()));
+        for (auto const& [one, values] : pieces_) {
+          out.write(reinterpret_cast<char const*>(values.data()),
+                    static_cast<std::streamsize>(values.size()));
+        }
+      });
+    } catch (std::runtime_error const& e) {
+      throw error(e.what());
     }
-    out.close();
-    if (!out) throw error(path.string() + ": the file could not be written (is the disk full?)");
   }
 
  private:

@@ -2,6 +2,7 @@
 // any policy; outputs, plan and numbers out.
 #include "command_line.hpp"
 #include "cuda.hpp"
+#include "heeded.hpp"
 #include "plan_file.hpp"
 
 #include <nlohmann/json.hpp>
@@ -86,27 +87,28 @@ outcome<T> measure(Attention const& attend, planning by, tensors<T> const& t,
 template <class T>
 void report(outcome<T> const& got, study::options const& o, attention_shape const& s) {
   plan_summary const sum = summarize(got.plan, got.near, got.limit);
+  or_throw(sum.checked);
   std::fputs(to_string(sum).c_str(), stdout);
   std::printf("plan %.3f ms, attend %.3f ms, visible %.2f %% of the mask's pairs\n",
               1e3 * got.plan_seconds, 1e3 * got.attend_seconds,
               sum.mask_pairs > 0 ? 100.0 * static_cast<double>(sum.visible_pairs) /
                                        static_cast<double>(sum.mask_pairs)
                                  : 0.0);
-  if (!o.plan_out.empty()) study::write_plan(got.plan, o.plan_out);
-  if (!o.out.empty()) {
+  if (o.plan_out) study::write_plan(got.plan, got.near, got.limit, *o.plan_out);
+  if (o.out) {
     std::vector<float> const wide(got.out.begin(), got.out.end());
     safetensors::writer file;
     file.add("out", {s.batch, s.q_heads, s.q_tokens, s.dim}, wide);
     file.add("lse", {s.batch, s.q_heads, s.q_tokens}, got.lse);
-    file.save(o.out);
+    file.save(*o.out);
   }
-  if (o.json.empty()) return;
+  if (!o.json) return;
   json heads = json::array(), kv_heads = json::array();
   for (auto const& h : sum.heads) {
     heads.push_back({{"active", h.active}, {"rescued", h.rescued}, {"density", h.density}});
   }
   for (auto const& h : sum.kv_heads) kv_heads.push_back({{"kept", h.kept}, {"recall", h.recall}});
-  json const report = {{"policy", o.policy},
+  json const report = {{"policy", o.policy_name()},
                        {"backend", o.backend},
                        {"shape",
                         {{"batch", s.batch},
@@ -126,16 +128,14 @@ void report(outcome<T> const& got, study::options const& o, attention_shape cons
                        {"attend_seconds", got.attend_seconds},
                        {"heads", heads},
                        {"kv_heads", kv_heads}};
-  std::ofstream file(o.json);
-  file << report.dump(1) << '\n';
-  if (!file.flush()) throw std::runtime_error(o.json + ": the file could not be written");
+  common::write_file(*o.json, [&](std::ostream& file) { file << report.dump(1) << '\n'; });
 }
 
 template <class T>
-void with_dtype(study::options const& o, safetensors::file& file) {
+void with_dtype(study::options o, safetensors::file& file) {
   tensors<T> const t = read_tensors<T>(file);
   attention_plan<host> given;
-  if (!o.plan_in.empty()) given = study::read_plan(o.plan_in, t.shape);
+  if (o.plan_in) given = study::read_plan(o, t.shape);
   outcome<T> got;
   auto const measured = [&](auto const& attend, planning by) {
     got = measure(attend, by, t, std::move(given));
@@ -145,7 +145,7 @@ void with_dtype(study::options const& o, safetensors::file& file) {
   } else if (o.backend == "reference") {
     study::compose(backend::reference{}, o, t.shape.kv_tokens, measured);
   } else {
-    study::compose(backend::cpu{}, o, t.shape.kv_tokens, measured);
+    study::compose(backend::cpu{.threads = o.threads.value_or(0)}, o, t.shape.kv_tokens, measured);
   }
   report(got, o, t.shape);
 }
@@ -156,8 +156,14 @@ int main(int argc, char** argv) {
   study::options o;
   CLI::App app{"Plans and attends on q, k, v of your own model."};
   study::declare(app, o);
-  CLI11_PARSE(app, argc, argv);
   try {
+    app.parse(argc, argv);
+  } catch (CLI::ParseError const& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  try {
+    study::check_heeded(o);
+    study::check_files(o);
     safetensors::file file(o.input);
     std::string const dtype = dtype_of(file);
     if (dtype == "F32") with_dtype<float>(o, file);

@@ -2,15 +2,24 @@
 /// What `study` is asked for.
 #pragma once
 
+#include <optional>
 #include <string>
 
 namespace study {
 
+/// The command line. What was not given is empty: the policy's own value holds.
 struct options {
-  std::string input, policy = "local-first", budget = "own", mask = "causal", backend = "cpu";
-  std::string plan_in, plan_out, out, json;
-  float recall = 0.95f, epsilon = 0.05f, tau = 0.5f, least = 0.6f, share = 0.1f;
-  int window = -1, sinks = -1, chunk = -1, tokens = 256;
+  std::string input, backend = "cpu";
+  std::optional<std::string> policy, budget, mask;
+  std::optional<std::string> plan_in, plan_out, out, json;
+  std::optional<float> recall, epsilon, tau, least, share;
+  std::optional<int> window, sinks, chunk, tokens, threads;
+  std::optional<double> scale;
+
+  /// The name of the policy; of none where a plan was given.
+  std::string policy_name() const {
+    return plan_in ? "given plan" : policy.value_or("local-first");
+  }
 };
 
 }  // namespace study

@@ -5,7 +5,11 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <string>
+#include <utility>
 
 using namespace omnisparse;
 
