@@ -44,6 +44,20 @@ TEST_CASE_TEMPLATE("the fast path equals the oracles on any plan", T, float, dou
   check_shapes<T>(17 + sizeof(T));
 }
 
+TEST_CASE_TEMPLATE("any head dimension, odd ones too", T, float, double, bfloat16, half) {
+  testing::generator g(23);
+  std::vector<int> dims = {1, 2, 3, 5, 7, 9, 15, 17, 20, 31, 33, 72, 80, 100, 127, 129};
+  for (int n = 0; n < 10; ++n) dims.push_back(g.between(1, 200));
+  for (int const dim : dims) {
+    attention_shape const s{1, 4, 2, g.between(1, 60), g.between(1, 90), dim};
+    auto const t = testing::random_tensors<T>(s, g.bits(), 1.f);
+    attention_plan<> const plan(s, chunk{20});
+    testing::fill_plan(plan, testing::plan_kind::random, g.bits());
+    mask const limit = g.below(2) == 0 ? mask::full : mask::causal;
+    check_run(t, plan, {6, 2}, limit, {}, g.below(2) == 0, describe(s, {6, 2}, limit, 20, 23));
+  }
+}
+
 TEST_CASE("logits of 1e4 and masked first tiles give no NaN") {
   attention_shape const s{1, 2, 1, 300, 600, 16};
   auto t = testing::random_tensors<float>(s, 5, 2000.f);

@@ -106,6 +106,10 @@ TEST_CASE_TEMPLATE("decode equals the oracles on a slimmed cache, fetched or not
     }
   }
   check_decode<T>(4, 1, 128, 300, 0.5f, false, 1);
+  for (int const dim : {1, 3, 5, 20, 33, 72, 80, 100}) {
+    check_decode<T>(6, 2, dim, 75, 0.5f, false, ++seed);
+    check_decode<T>(9, 1, dim, 40, 0.5f, true, ++seed);
+  }
 }
 
 TEST_CASE("decode is the last row of a prefill") {
@@ -239,7 +243,7 @@ TEST_CASE_TEMPLATE("ragged sequences, every group and page length, garbage in id
   for (int group = 1; group <= 16; ++group)
     check_ragged<T>(group, 1 + group % 2, 24, 64, 100 + static_cast<std::uint64_t>(group));
   for (int const page_tokens : {1, 3, 16, 31, 100, 200}) {
-    for (int const dim : {8, 64, 72})
+    for (int const dim : {8, 64, 72, 5, 33})
       check_ragged<T>(3, 2, dim, page_tokens, static_cast<std::uint64_t>(page_tokens + dim));
   }
 }

@@ -37,11 +37,12 @@ inline matrix mask_of(omnisparse::plan_view<omnisparse::host> const& plan, int w
   return m;
 }
 
-/// out [Nq, D] and lse [Nq] of one head under a mask; empty rows give 0 and -inf.
+/// out [Nq, D] and lse [Nq] of one head under a mask; empty rows give 0 and -inf. `scale` is the
+/// factor on q . k, 0 for 1 / sqrt D.
 template <class T>
 void attend(omnisparse::tensor_view<T const> const& q, omnisparse::tensor_view<T const> const& k,
             omnisparse::tensor_view<T const> const& v, int b, int h, int g, matrix const& mask,
-            matrix& out, Eigen::VectorXd& lse) {
+            matrix& out, Eigen::VectorXd& lse, double scale = 0) {
   auto const load = [b](auto const& x, int head) {
     matrix m(x.extent(2), x.extent(3));
     for (int i = 0; i < x.extent(2); ++i) {
@@ -49,7 +50,8 @@ void attend(omnisparse::tensor_view<T const> const& q, omnisparse::tensor_view<T
     }
     return m;
   };
-  matrix logits = load(q, h) * load(k, g).transpose() / std::sqrt(static_cast<double>(q.extent(3)));
+  if (!(scale > 0)) scale = 1 / std::sqrt(static_cast<double>(q.extent(3)));
+  matrix logits = load(q, h) * load(k, g).transpose() * scale;
   matrix const values = load(v, g);
   out = matrix::Zero(q.extent(2), q.extent(3));
   lse = Eigen::VectorXd::Constant(q.extent(2), -INFINITY);

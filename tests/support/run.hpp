@@ -33,10 +33,10 @@ inline std::string describe(attention_shape const& s, near_field const& near, ma
 template <class T>
 void check_run(testing::tensors<T> const& t, plan_view<host> const& plan, near_field const& near,
                mask limit, inputs<host> const& in, bool tokens_first, std::string const& what,
-               double slack = 1) {
+               double slack = 1, softmax_scale scale = {}) {
   attention_shape const& s = t.shape;
-  auto const fast = attention{backend::cpu{}}.with(near).with(limit);
-  auto const slow = attention{backend::reference{}}.with(near).with(limit);
+  auto const fast = attention{backend::cpu{}}.with(near).with(limit).with(scale);
+  auto const slow = attention{backend::reference{}}.with(near).with(limit).with(scale);
 
   // The same values in other memory: [B, N, H, D] with four elements between rows.
   int const row = s.dim + 4;
@@ -103,7 +103,8 @@ void check_run(testing::tensors<T> const& t, plan_view<host> const& plan, near_f
       Eigen::VectorXd lse;
       auto const m = oracle::mask_of(plan, near.window, near.sinks, limit == mask::causal, b, h,
                                      extent.q_tokens, extent.kv_tokens);
-      oracle::attend<T>(t.q_view(), t.k_view(), t.v_view(), b, h, h / s.group(), m, o, lse);
+      oracle::attend<T>(t.q_view(), t.k_view(), t.v_view(), b, h, h / s.group(), m, o, lse,
+                        scale.value);
       for (Eigen::Index i = 0; i < o.rows(); ++i) {
         for (Eigen::Index j = 0; j < o.cols(); ++j) independent.push_back(o(i, j));
       }

@@ -14,7 +14,8 @@ namespace {
 
 // Rows at these positions, in one tile, against the estimate written out in double.
 void check(far_estimate const& estimate, near_field const& near, mask limit, int tokens, int dim,
-           std::vector<int> const& list, std::vector<int> const& positions) {
+           std::vector<int> const& list, std::vector<int> const& positions,
+           softmax_scale scale = {}) {
   int const rows = static_cast<int>(positions.size());
   attention_shape const s{1, 1, 1, rows, tokens, dim};
   auto const t = testing::random_tensors<float>(s, 11);
@@ -45,14 +46,15 @@ void check(far_estimate const& estimate, near_field const& near, mask limit, int
   pool_blocks(call, 0, 0, keys, estimate, moments);
   std::vector<key_range> windows;
   for (int const position : positions) windows.push_back(near.window_of(position, tokens, limit));
-  pack_rows<float>([&](int r) { return call.q.at(0, 0, r); }, rows, dim, score_scale<float>(dim),
-                   m.scratch.q);
+  pack_rows<float>([&](int r) { return call.q.at(0, 0, r); }, rows, dim,
+                   score_scale<float>(scale, dim), m.scratch.q);
   estimate_tile(m.scratch.q, rows, windows.data(), near, limit, tokens, dim, estimate, moments,
                 tokens, m.scratch.tile.scores, m.far);
   for (int r = 0; r < rows; ++r) {
     double const right = reference_far_lse(
         call.q.at(0, 0, r), call.k, 0, 0, windows[static_cast<std::size_t>(r)], near.sinks, tokens,
-        estimate, limit, [&](int j) { return !std::binary_search(list.begin(), list.end(), j); });
+        estimate, limit, [&](int j) { return !std::binary_search(list.begin(), list.end(), j); },
+        scale);
     CAPTURE(r);
     double const lse = double{m.far.lse[tile_scratch<float>::slot(r)]};
     if (right == empty_lse<double>()) CHECK(lse == right);
@@ -69,10 +71,12 @@ TEST_CASE("far log-sum-exps over pyramids of several levels equal the sum writte
   for (int j = 5; j < tokens; j += 3) every_third.push_back(j);
   for (auto const by : {far_estimate::kind::moments, far_estimate::kind::upper_bound}) {
     for (mask const limit : {mask::causal, mask::full}) {
-      for (int const dim : {8, 24, 64}) {
+      for (int const dim : {8, 24, 64, 1, 5, 33}) {
         far_estimate const estimate{.by = by, .block = 16, .per_level = 3};
         check(estimate, {20, 3}, limit, tokens, dim, {}, positions);
         check(estimate, {33, 0}, limit, tokens, dim, every_third, positions);
+        check(estimate, {20, 3}, limit, tokens, dim, every_third, positions, {0.02});
+        check(estimate, {33, 0}, limit, tokens, dim, {}, positions, {0.7});
       }
     }
   }
