@@ -165,10 +165,16 @@ class attention {
 
   /// Plans and attends, or runs dense where `runs_dense` says so: q [B, Hq, Nq, D], k and v
   /// [B, Hkv, Nkv, D] to out [B, Hq, Nq, D] and, where given, lse [B, Hq, Nq] (nats, natural). Rows
-  /// that see nothing get 0 and -inf. Inputs may share memory and repeat themselves by strides of 0.
-  /// No element of out, lse or the workspace may be one of an input or of another of the three, and
-  /// no two of out, or of lse, may coincide: so out may stand in one buffer with q, k and v, as
-  /// [B, N, 4, H, D], but not in their place.
+  /// that see nothing get 0 and -inf.
+  ///
+  /// A NaN shows in every row that sees it: of q or k in all of out and in lse, of v in its column;
+  /// finite input gives finite output wherever the exact result is finite, rows that need more range
+  /// slowly. What lies beyond a length is never looked at.
+  ///
+  /// Inputs may share memory and repeat themselves by strides of 0. No element of out, lse or the
+  /// workspace may be one of an input or of another of the three, and no two of out, or of lse, may
+  /// coincide: so out may stand in one buffer with q, k and v, as [B, N, 4, H, D], but not in their
+  /// place.
   template <class Q, class K, class V, class O, class S>
   status operator()(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
                     tensor_view<V, S> const& v, tensor_view<O, S> const& out,
@@ -202,8 +208,8 @@ class attention {
               std::type_identity_t<plan_view<S>> const& plan, workspace_view<space> ws,
               inputs<space> const& in = {}, stream on = {}) const noexcept {
     using T = std::remove_const_t<Q>;
-    auto const call =
-        make_call(q, k, tensor_view<T const, S>{}, tensor_view<T, S>{}, lse_view<T, S>{}, in);
+    auto const call = make_call(q, k, tensor_view<T const, S>{}, tensor_view<T, S>{},
+                                lse_view<T, S>{}, in, planning);
     if (status const bad = check(call, planning); !bad.ok()) return bad;
     status bad = detail::check_plan_target(plan, call.shape, policies_.rows, in);
     if (!bad.ok()) return bad;
@@ -348,7 +354,8 @@ class attention {
   template <class Q, class K, class V, class O, class S>
   constexpr auto make_call(tensor_view<Q, S> const& q, tensor_view<K, S> const& k,
                            tensor_view<V, S> const& v, tensor_view<O, S> const& out,
-                           lse_view<O, S> const& lse, inputs<space> const& in) const noexcept {
+                           lse_view<O, S> const& lse, inputs<space> const& in,
+                           bool writes = writing) const noexcept {
     using T = std::remove_const_t<Q>;
     constexpr bool one_dtype = std::is_same_v<std::remove_const_t<K>, T> &&
                                std::is_same_v<std::remove_const_t<V>, T> && std::is_same_v<O, T>;
@@ -358,7 +365,7 @@ class attention {
     static_assert(element<T>, "omnisparse: a dtype is float, double, bfloat16 or half");
     static_assert(one_dtype, "omnisparse: q, k, v and out have one dtype, and out is not const");
     if constexpr (std::is_same_v<S, space> && element<T> && one_dtype) {
-      return attention_call<T, S>{shape_of(q, k), q, k, v, out, lse, in, policies_.scale};
+      return attention_call<T, S>{shape_of(q, k), q, k, v, out, lse, in, policies_.scale, writes};
     } else {
       return attention_call<float, space>{};
     }

@@ -78,11 +78,11 @@ struct engine<backend::cpu> {
       auto const unrescued = cpu::classes_of(row_class::lazy, row_class::active);
       cpu::choose(call, p, m.view, m.attend, m.plan);
       cpu::attend_rows(call, {m.view, unrescued}, p.near, p.limit, m.attend,
-                       [&](int bb, int h, int i, auto const& tile, int r) {
-                         store(bb, h, i, tile, r);
+                       [&](int bb, int h, int i, auto const& tile, int r, auto const& exactly) {
                          if constexpr (cpu::wants<Policies>::coverage) {
                            m.plan.lse(bb, h, i) = cpu::tile_lse(tile, r);
                          }
+                         store(bb, h, i, tile, r, exactly);
                        });
       if constexpr (!std::same_as<decltype(p.rescue), rescue::none>) {
         cpu::rescue(call, p, m.view, m.attend, m.plan, true);

@@ -40,7 +40,8 @@ struct policy_set {
 template <class T, class Space = host>
 using lse_view = tensor_view<accumulator_t<T>, Space, 3>;
 
-/// The tensors of one call. `out` and `lse` are null while planning; `lse` may always be.
+/// The tensors of one call. While planning, when `writes` is false, there are no v, out and lse;
+/// `lse` may always be null. Whether v is null says nothing: that of no keys may be.
 template <class T, class Space>
 struct attention_call {
   using element_type = T;
@@ -52,6 +53,7 @@ struct attention_call {
   lse_view<T, Space> lse = {};         ///< [batch, q_heads, q_tokens], nats
   inputs<Space> in = {};
   softmax_scale scale = {};
+  bool writes = true;  ///< attends: v and out are given, if empty
 };
 
 namespace detail {

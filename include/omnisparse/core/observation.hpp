@@ -56,24 +56,28 @@ namespace observation {
 struct nothing {};
 
 /// The row's logits (scaled q.k) on the first key and on the mean of the remaining keys, and the
-/// softmax share of the mean, in [0, 1]. An empty pool has share 0.
+/// softmax share of the mean, in [0, 1]. An empty pool has share 0; logits that give no share, of
+/// which one is NaN, have share 1: the row looks.
 struct sink_and_mean {
   float sink = 0, mean = 0, share = 0;
 };
 
 /// Log-sum-exp (nats) of the near field, exact, and of all that is farther away, estimated;
-/// far_mass = sigmoid(lse_far - lse_near), in [0, 1]; 0 where nothing is far.
+/// far_mass = sigmoid(lse_far - lse_near), in [0, 1]; 0 where nothing is far, 1 where it is NaN or
+/// beyond the range of the numbers.
 struct near_and_far {
   float lse_near = 0, lse_far = 0, far_mass = 0;
 };
 
-/// The share of the row's mass that near field and list hold, estimated, in [0, 1].
+/// The share of the row's mass that near field and list hold, estimated, in [0, 1]; 0 where it is
+/// NaN or beyond the range of the numbers.
 struct coverage {
   float share = 1;
 };
 
 /// One key of a chunk: the attention probability that the probe rows of all heads of its group
-/// put on it outside their near fields (sum, largest), and how many (row, head) pairs see it so.
+/// put on it outside their near fields (sum, largest), and how many (row, head) pairs see it so. A
+/// pair whose probabilities are NaN puts none on any key.
 struct probe_mass {
   float mass = 0, peak = 0;
   int rows = 0;

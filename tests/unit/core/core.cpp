@@ -147,6 +147,61 @@ TEST_CASE("merging is associative and empty sets are neutral") {
   CHECK(empty_value == none);
 }
 
+TEST_CASE_TEMPLATE("merging shows NaN, reads nothing of empty sets and keeps what is finite", A,
+                   float, double) {
+  A const nan = static_cast<A>(__builtin_nan("")), none = empty_lse<A>();
+  A const huge = std::numeric_limits<A>::max(), inf = -none;
+  struct part {
+    A out, lse;
+  };
+  auto const merged = [](part a, part const& b) {
+    merge_row(&a.out, a.lse, &b.out, b.lse, 1);
+    return a;
+  };
+  for (A const unwritten : {nan, inf, huge}) {
+    CHECK(merged({3, 1}, {unwritten, none}).out == 3);
+    CHECK(merged({3, 1}, {unwritten, none}).lse == 1);
+    CHECK(merged({unwritten, none}, {3, 1}).out == 3);
+    CHECK(merged({unwritten, none}, {3, 1}).lse == 1);
+    CHECK(merged({unwritten, none}, {unwritten, none}).out == 0);
+    CHECK(is_empty(merged({unwritten, none}, {unwritten, none}).lse));
+  }
+  for (part const& other : {part{3, 1}, part{3, none}, part{3, inf}, part{nan, nan}}) {
+    CHECK(is_nan(merged({2, nan}, other).out));
+    CHECK(is_nan(merged({2, nan}, other).lse));
+    CHECK(is_nan(merged(other, {2, nan}).out));
+    CHECK(is_nan(merged(other, {2, nan}).lse));
+  }
+  CHECK(is_nan(merged({nan, 1}, {2, 1}).out));
+  CHECK(merged({nan, 1}, {2, 1}).lse == doctest::Approx(1 + std::log(2.0)));
+  for (A const lse : {A(0), huge, -huge, huge / 4}) {
+    for (A const step : {A(0), A(0.1), A(1)}) {
+      part const up = merged({huge, lse}, {huge, lse + step});
+      part const down = merged({-huge, lse}, {-huge, lse - step});
+      CHECK((is_finite(up.out) && up.out > huge / 2));
+      CHECK((is_finite(down.out) && down.out < -huge / 2));
+    }
+  }
+  CHECK(merged({1, huge}, {2, -huge}).out == 1);
+  CHECK(merged({1, -huge}, {2, huge}).out == 2);
+  CHECK(merged({1, -huge}, {2, huge}).lse == huge);
+  CHECK(merged({1, 5}, {2, inf}).out == 2);  // its true value is beyond the range of A
+  CHECK(merged({1, inf}, {2, 5}).out == 1);
+}
+
+TEST_CASE("numbers are told apart by their bits") {
+  float const inf = std::numeric_limits<float>::infinity();
+  CHECK(is_nan(std::nanf("")));
+  CHECK(is_nan(-std::nan("")));
+  for (float const x : {0.f, -0.f, 1e-45f, 3e38f, -3e38f, inf, -inf}) CHECK_FALSE(is_nan(x));
+  for (float const x : {0.f, -0.f, 1e-45f, 3e38f, -3e38f}) CHECK(is_finite(x));
+  for (float const x : {inf, -inf, std::nanf(""), -std::nanf("")}) CHECK_FALSE(is_finite(x));
+  CHECK(is_empty(-inf));
+  CHECK(is_empty(-std::numeric_limits<double>::infinity()));
+  for (float const x : {inf, 0.f, std::nanf(""), -3e38f}) CHECK_FALSE(is_empty(x));
+  static_assert(is_empty(empty_lse<float>()) && is_nan(__builtin_nan("")) && is_finite(1e308));
+}
+
 TEST_CASE("an arena counts what it then hands out") {
   auto const take = [](auto& arena) {
     auto* const a = arena.template take<float>(3);

@@ -2,6 +2,7 @@
 /// Attention by classes and lists on the CPU: pack, gather, and run the row tiles over threads.
 #pragma once
 
+#include <omnisparse/backend/cpu/exact_row.hpp>
 #include <omnisparse/backend/cpu/flash_tile.hpp>
 #include <omnisparse/backend/cpu/packed_kv.hpp>
 #include <omnisparse/backend/cpu/row_tiles.hpp>
@@ -86,7 +87,7 @@ void pack_list(attention_call<T, host> const& call, plan_view<host> const& plan,
     int const count = std::min(strip<A>, u.list_size - n);
     pack_panel<A>([&](int r) { return call.k.at(u.b, u.g, positions[n + r]); }, count,
                   call.shape.dim, m.lists.panels_at(0, u.list_at + n));
-    if (call.v.is_null()) continue;
+    if (!call.writes) continue;
     u.list_finite &= pack_values<A>([&](int r) { return call.v.at(u.b, u.g, positions[n + r]); },
                                     count, call.shape.dim, m.lists.values_at(0, u.list_at + n));
   }
@@ -131,21 +132,22 @@ tile_rows_view rows_of_tile(attention_call<T, host> const& call, row_units const
           extent_of(call.shape, call.in, u.b), u.b};
 }
 
-/// Packs the rows of a tile.
+/// Packs the rows of a tile. Returns whether they are modest, see pack.hpp.
 template <class T>
-void pack_tile(attention_call<T, host> const& call, tile_rows_view const& rows, int count,
+bool pack_tile(attention_call<T, host> const& call, tile_rows_view const& rows, int count,
                thread_scratch<accumulator_t<T>> const& s) noexcept {
   using A = accumulator_t<T>;
-  pack_rows<A>([&](int r) { return call.q.at(rows.b, rows.head(r), rows.index(r)); }, count,
-               call.shape.dim, score_scale<A>(call.scale, call.shape.dim), s.q);
+  return pack_rows<A>([&](int r) { return call.q.at(rows.b, rows.head(r), rows.index(r)); }, count,
+                      call.shape.dim, score_scale<A>(call.scale, call.shape.dim), s.q);
 }
 
 /// The runs of a tile, their limits in `s`. Lazy rows: window, sinks. Active: window, list before
-/// it, and list behind it under `mask::full`. Rescued: everything. Returns their number.
+/// it, and list behind it under `mask::full`. Rescued: everything. Returns their number. `tame`:
+/// the rows are modest.
 template <class T>
 int set_runs(attention_call<T, host> const& call, near_field const& near, mask limit,
              attend_memory<accumulator_t<T>> const& m, row_tile const& tile,
-             tile_rows_view const& rows, thread_scratch<accumulator_t<T>> const& s,
+             tile_rows_view const& rows, bool tame, thread_scratch<accumulator_t<T>> const& s,
              key_run<accumulator_t<T>>* all) noexcept {
   using A = accumulator_t<T>;
   row_unit const& u = m.units.units[tile.unit];
@@ -168,12 +170,20 @@ int set_runs(attention_call<T, host> const& call, near_field const& near, mask l
     }
   }
   std::ptrdiff_t const slot = std::ptrdiff_t{u.b} * call.shape.kv_heads + u.g;
-  bool const values = !call.v.is_null();
-  key_run<A> const whole{m.kv.panels_at(slot), values ? m.kv.values_at(slot) : nullptr, nullptr,
-                         nullptr, m.kv.finite[slot] != 0};
+  bool const values = call.writes;
+  tame = tame && m.kv.tame[slot] != 0;
+  key_run<A> const whole{m.kv.panels_at(slot),
+                         values ? m.kv.values_at(slot) : nullptr,
+                         nullptr,
+                         nullptr,
+                         m.kv.finite[slot] != 0,
+                         tame};
   key_run<A> const list{m.lists.panels_at(0, u.list_at),
-                        values ? m.lists.values_at(0, u.list_at) : nullptr, nullptr, nullptr,
-                        u.list_finite};
+                        values ? m.lists.values_at(0, u.list_at) : nullptr,
+                        nullptr,
+                        nullptr,
+                        u.list_finite,
+                        tame};
   for (int n = 0; n < thread_scratch<A>::most_runs; ++n) {
     all[n] = n > 0 && tile.kind == row_class::active ? list : whole;
     all[n].begin = s.begin(n);
@@ -184,17 +194,45 @@ int set_runs(attention_call<T, host> const& call, near_field const& near, mask l
   return limit == mask::causal ? 2 : 3;
 }
 
-/// Runs one tile and gives each row to emit(b, h, i, tile scratch, r).
+/// Finishes row r of a tile exactly, from its runs.
+template <class T>
+void finish_exactly(attention_call<T, host> const& call, attend_memory<accumulator_t<T>> const& m,
+                    row_tile const& tile, tile_rows_view const& rows, int r,
+                    key_run<accumulator_t<T>> const* runs, int run_count,
+                    tile_scratch<accumulator_t<T>> const& s) noexcept {
+  using A = accumulator_t<T>;
+  row_unit const& u = m.units.units[tile.unit];
+  int const* const list = m.positions + u.list_at;
+  auto const for_each_key = [&](auto const& use) {
+    for (int n = 0; n < run_count; ++n) {
+      for (int at = runs[n].begin[r]; at < runs[n].end[r]; ++at) {
+        int const j = n > 0 && tile.kind == row_class::active ? list[at] : at;
+        use(call.k.at(u.b, u.g, j), std::ptrdiff_t{1}, call.v.at(u.b, u.g, j));
+      }
+    }
+  };
+  A* const sums = s.sums + std::ptrdiff_t{r} * padded_dim<A>(call.shape.dim);
+  int const slot = tile_scratch<A>::slot(r);
+  s.high[slot] = exact_row(call.q.at(rows.b, rows.head(r), rows.index(r)), call.shape.dim,
+                           call.scale, for_each_key, [&](int d, A x) { sums[d] = x; });
+  s.total[slot] = A(-1);
+}
+
+/// Runs one tile and gives each row to emit(b, h, i, tile scratch, r, exactly): where the row is
+/// not sound, exactly() finishes it so.
 template <class T, class Emit>
 void run_tile(attention_call<T, host> const& call, near_field const& near, mask limit,
               attend_memory<accumulator_t<T>> const& m, row_tile const& tile,
               thread_scratch<accumulator_t<T>> const& s, Emit const& emit) noexcept {
   tile_rows_view const rows = rows_of_tile(call, m.units, tile);
-  pack_tile(call, rows, tile.rows, s);
+  bool const tame = pack_tile(call, rows, tile.rows, s);
   key_run<accumulator_t<T>> all[thread_scratch<accumulator_t<T>>::most_runs];
-  int const runs = set_runs(call, near, limit, m, tile, rows, s, all);
+  int const runs = set_runs(call, near, limit, m, tile, rows, tame, s, all);
   attend_tile(s.q, tile.rows, call.shape.dim, all, runs, s.tile);
-  for (int r = 0; r < tile.rows; ++r) emit(rows.b, rows.head(r), rows.index(r), s.tile, r);
+  for (int r = 0; r < tile.rows; ++r) {
+    emit(rows.b, rows.head(r), rows.index(r), s.tile, r,
+         [&] { finish_exactly(call, m, tile, rows, r, all, runs, s.tile); });
+  }
 }
 
 /// Gives the lists of units from `first` on places in `m.lists`, as many as fit, `most` at most.
@@ -213,8 +251,8 @@ int place_lists(attend_memory<A>& m, int first, int most) noexcept {
   return last;
 }
 
-/// Attends all rows of `choice` and gives each to emit(b, h, i, tile scratch, r). The call's keys
-/// are packed already (pack_call); without v only log-sum-exps come out.
+/// Attends all rows of `choice` and gives each to emit, see run_tile. The call's keys and values
+/// are packed already (pack_call).
 template <class T, class Emit>
 void attend_rows(attention_call<T, host> const& call, row_choice const& choice,
                  near_field const& near, mask limit, attend_memory<accumulator_t<T>>& m,
@@ -238,7 +276,10 @@ void attend_rows(attention_call<T, host> const& call, row_choice const& choice,
 /// Writes each row's output and, where given, log-sum-exp.
 template <class T>
 auto store_rows(attention_call<T, host> const& call) noexcept {
-  return [&call](int b, int h, int i, auto const& tile, int r) {
+  using A = accumulator_t<T>;
+  bool const coarse = is_coarse(score_scale<A>(call.scale, call.shape.dim));
+  return [&call, coarse](int b, int h, int i, auto const& tile, int r, auto const& exactly) {
+    if (coarse || !is_sound(tile, r, call.shape.dim)) exactly();
     store_tile_row(tile, r, call.shape.dim, call.out.at(b, h, i));
     if (!call.lse.is_null()) call.lse(b, h, i) = tile_lse(tile, r);
   };

@@ -130,8 +130,20 @@ void decode_step(lane_reader<T> const& from, typename lane_reader<T>::step const
   score_keys(from.q, group, cache.keys_at(s.page, s.slot), cache.page_tokens, s.count, dim,
              address(cache.keys_at(next.page, next.slot)), scores);
   int const columns = round_up(s.count, lanes<A>);
+  // Past the range of A downwards a score would pass for one that is not seen.
+  auto least = simd::pset1<packet<A>>(A(0));
+  for (int h = 0; h < group; ++h) {
+    for (int n = 0; n < columns; n += lanes<A>) {
+      least = simd::pmin(least, simd::ploadu<packet<A>>(scores + h * decode_ld<A> + n));
+    }
+  }
+  bool const tame = is_finite(simd::predux_min(least));
   for (int h = 0; h < group; ++h) {
     A* const row = scores + h * decode_ld<A>;
+    if (!tame && !(all_finite(row, sees(h).left) &&
+                   all_finite(row + sees(h).right, s.count - sees(h).right))) {
+      to.total[h] = lost<A>();
+    }
     std::fill(row + sees(h).left, row + sees(h).right, empty_lse<A>());
     std::fill(row + s.count, row + columns, empty_lse<A>());
     A const shrink = softmax_row(row, columns, to.high[h], to.total[h]);
@@ -172,27 +184,40 @@ void decode_part(lane_reader<T> const& from, int first_page, part_state<accumula
   }
 }
 
-/// Merges the parts of one row and head into the output row and its log-sum-exp. `merged` [dim] is
-/// scratch.
+/// Merges the parts of one row and head into the output row and its log-sum-exp; exactly, where the
+/// parts or their sum left the range of A. `merged` [dim] is scratch.
 template <class T>
-void merge_parts(decode_call<T, host> const& call, decode_memory<accumulator_t<T>> const& m,
-                 int group, int row, int h, int b, int head, accumulator_t<T>* merged) noexcept {
+void merge_parts(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache,
+                 near_field const& near, decode_memory<accumulator_t<T>> const& m, int group,
+                 int row, int h, int b, int head, accumulator_t<T>* merged) noexcept {
   using A = accumulator_t<T>;
   int const dim = call.q.extent(3);
   auto const state = [&](int part) { return (std::ptrdiff_t{row} * m.parts + part) * group + h; };
   A high = empty_lse<A>(), total = 0;
   for (int part = 0; part < m.parts; ++part) high = std::max(high, m.high[state(part)]);
+  bool sound = !is_coarse(score_scale<A>(call.scale, dim));
   std::fill_n(merged, dim, A(0));
   for (int part = 0; part < m.parts; ++part) {
     std::ptrdiff_t const at = state(part);
-    if (m.high[at] == empty_lse<A>()) continue;
+    sound = sound && is_finite(m.total[at]);
+    if (is_empty(m.high[at])) continue;
     A const weight = std::exp2(m.high[at] - high);
     total += m.total[at] * weight;
     for (int d = 0; d < dim; ++d) merged[d] += m.sums[at * m.width + d] * weight;
   }
-  A const share = high == empty_lse<A>() ? A(0) : A(1) / total;
-  for (int d = 0; d < dim; ++d) call.out(b, head, 0, d) = static_cast<T>(merged[d] * share);
-  if (!call.lse.is_null()) call.lse(b, head, 0) = natural_lse(high, total);
+  A lse = natural_lse(high, total);
+  A const share = is_empty(high) ? A(0) : A(1) / total;
+  for (int d = 0; d < dim; ++d) merged[d] *= share;
+  if (!sound || !(is_finite(lse) || is_empty(lse)) || !all_finite(merged, dim)) {
+    auto const for_each_key = [&](auto const& use) {
+      for_each_read(cache, near, call.sequence(b), row % cache.kv_heads,
+                    m.fetches[std::ptrdiff_t{row} * group + h] != 0, use);
+    };
+    lse = exact_row(call.q.at(b, head), dim, call.scale, for_each_key,
+                    [&](int d, A x) { merged[d] = x; });
+  }
+  for (int d = 0; d < dim; ++d) call.out(b, head, 0, d) = static_cast<T>(merged[d]);
+  if (!call.lse.is_null()) call.lse(b, head, 0) = lse;
 }
 
 /// One decode step. Sequences are in use and shapes fit (checked by the caller).
@@ -223,6 +248,7 @@ void decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache
   };
   auto const first_page = [&](int part) { return part % lane_parts * part_pages; };
   std::fill_n(m.high, std::ptrdiff_t{rows} * m.parts * group, empty_lse<A>());
+  std::fill_n(m.total, std::ptrdiff_t{rows} * m.parts * group, A(0));
   int count = 0;
   for (int n = 0; n < rows * m.parts; ++n) {
     int const row = n / m.parts, part = n % m.parts;
@@ -254,7 +280,8 @@ void decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache
   parallel_for(threads, static_cast<long long>(rows) * group, [&](long long n, int) {
     int const row = static_cast<int>(n / group), h = static_cast<int>(n % group);
     // The packed rows are not needed any more.
-    merge_parts(call, m, group, row, h, batch_of(row), kv_head_of(row) * group + h, m.q + n * dim);
+    merge_parts(call, cache, p.near, m, group, row, h, batch_of(row), kv_head_of(row) * group + h,
+                m.q + n * dim);
   });
 }
 

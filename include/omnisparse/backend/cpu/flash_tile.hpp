@@ -29,6 +29,7 @@ struct key_run {
   int const* begin = nullptr;  ///< [rows]
   int const* end = nullptr;    ///< [rows]
   bool finite = true;          ///< all values are finite
+  bool tame = true;            ///< no product of a row and a key can leave the range of A
 };
 
 /// Rows of a block in whole packets: the stride of what is kept for each row.
@@ -43,7 +44,8 @@ struct tile_scratch {
   A* scores = nullptr;  ///< [block_rows, ld]: of one block of rows, so that it stays in L1
   A* sums = nullptr;    ///< [tile_rows, padded_dim], not yet divided
   A* high = nullptr;    ///< [slots], running maximum, log2 units
-  A* total = nullptr;   ///< [slots], running sum of 2^(score - high)
+  A* total = nullptr;   ///< [slots], running sum of 2^(score - high); -1 where a row was finished
+                        ///<  exactly: `sums` then hold its output and `high` its lse in nats
 
   /// Where row r stands in high and total.
   static constexpr int slot(int r) noexcept {
@@ -131,7 +133,7 @@ inline A softmax_row(A* scores, int columns, A& high, A& total) noexcept {
   for (int n = 0; n < columns; n += lanes<A>) top = simd::pmax(top, simd::ploadu<P>(scores + n));
   A const before = high;
   A const now = std::max(before, simd::predux_max(top));
-  A const base = now == empty_lse<A>() ? A(0) : now;  // nothing seen yet: all become 0
+  A const base = is_empty(now) ? A(0) : now;  // nothing seen yet: all become 0
   P const shift = simd::pset1<P>(base);
   P sum = simd::pset1<P>(A(0));
   for (int n = 0; n < columns; n += lanes<A>) {
@@ -166,6 +168,21 @@ inline void multiply_columns(A const* block, A const* panels, int dim, int colum
   if (pairs < columns) {
     multiply_keys<1>(block, panels + std::ptrdiff_t{pairs} * dim, dim, scores + pairs, ld);
   }
+}
+
+/// Are all of these finite?
+template <class A>
+bool all_finite(A const* x, int count) noexcept {
+  detail::bits_of<A> most = 0;
+  for (int n = 0; n < count; ++n) most = larger(most, detail::magnitude_bits(x[n]));
+  return most < detail::infinity_bits<A>;
+}
+
+/// The sum of a row of which a score left the range of A: it stays NaN, so the row is finished
+/// exactly.
+template <class A>
+A lost() noexcept {
+  return detail::not_a_number<A>();
 }
 
 /// The state of rows that have seen nothing.
@@ -222,6 +239,11 @@ void attend_runs(A const* q, int rows, int dim, key_run<A> const* runs, int run_
         }
         A shrink[block_lanes<A>];
         int const slot = tile_scratch<A>::slot(r0);
+        for (int r = 0; r < some && !run->tame; ++r) {
+          int const begin = std::clamp(run->begin[r0 + r] - low, 0, columns);
+          int const end = std::clamp(run->end[r0 + r] - low, begin, columns);
+          if (!all_finite(scores + r * ld + begin, end - begin)) s.total[slot + r] = lost<A>();
+        }
         if (!with_values) {
           softmax_block<false>(scores, ld, some, columns, s.high + slot, s.total + slot, shrink);
           continue;
@@ -257,17 +279,29 @@ void attend_tile(A const* q, int rows, int dim, key_run<A> const* runs, int run_
   attend_runs(q, rows, dim, runs, run_count, s);
 }
 
-/// The natural log-sum-exp of a row's maximum and sum in log2 units; -inf where it saw nothing.
+/// The natural log-sum-exp of a row's maximum and sum in log2 units; -inf where it saw nothing, NaN
+/// where all that it saw gave none.
 template <class A>
 A natural_lse(A high, A total) noexcept {
-  return high == empty_lse<A>() ? high : ln_2<A> * (high + std::log2(total));
+  if (is_nan(total)) return total;
+  return is_empty(high) ? high : ln_2<A> * (high + std::log2(total));
+}
+
+/// Has the row seen nothing, or is all that it summed up within the range of A? Where not, what a
+/// finished row gives may be an artefact of this range.
+template <class A>
+bool is_sound(tile_scratch<A> const& s, int r, int dim) noexcept {
+  int const at = tile_scratch<A>::slot(r);
+  if (!is_finite(s.total[at])) return false;
+  if (is_empty(s.high[at])) return true;
+  return is_finite(s.high[at]) && all_finite(s.sums + std::ptrdiff_t{r} * padded_dim<A>(dim), dim);
 }
 
 /// The natural log-sum-exp of row r after attend_tile; -inf where it saw nothing.
 template <class A>
 A tile_lse(tile_scratch<A> const& s, int r) noexcept {
   int const at = tile_scratch<A>::slot(r);
-  return natural_lse(s.high[at], s.total[at]);
+  return s.total[at] < A(0) ? s.high[at] : natural_lse(s.high[at], s.total[at]);
 }
 
 /// Row r of the output after attend_tile, to out [dim]; 0 where it saw nothing.
@@ -275,7 +309,7 @@ template <class A, class T>
 void store_tile_row(tile_scratch<A> const& s, int r, int dim, T* out) noexcept {
   A const* const sums = s.sums + std::ptrdiff_t{r} * padded_dim<A>(dim);
   int const at = tile_scratch<A>::slot(r);
-  A const scale = s.high[at] == empty_lse<A>() ? A(0) : A(1) / s.total[at];
+  A const scale = s.total[at] < A(0) ? A(1) : is_empty(s.high[at]) ? A(0) : A(1) / s.total[at];
   for (int d = 0; d < dim; ++d) out[d] = static_cast<T>(sums[d] * scale);
 }
 

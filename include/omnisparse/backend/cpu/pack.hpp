@@ -53,11 +53,18 @@ inline simd::PacketBlock<packet<A>, lanes<A>> load_transposed(At const& at, int 
   return block;
 }
 
+/// Magnitudes below which no sum of products of two elements, one from q and one from k, leaves the
+/// range of A, for any D.
+template <class A>
+inline constexpr A modest = sizeof(A) == 8 ? static_cast<A>(0x1p494) : static_cast<A>(0x1p46);
+
 /// Packs `count` <= strip keys into two panels [dim][lanes]: key n is row `at(n)` [dim]. Columns
-/// beyond count are zero.
+/// beyond count are zero. Returns whether all elements but NaN are modest.
 template <class A, class At>
-void pack_panel(At at, int count, int dim, A* panel) noexcept {
+bool pack_panel(At at, int count, int dim, A* panel) noexcept {
   constexpr int width = lanes<A>;
+  auto most = simd::pset1<packet<A>>(A(0));
+  A tail = A(0);
   int const whole = dim / width * width;
   for (int first = 0; first < strip<A>; first += width, panel += std::ptrdiff_t{width} * dim) {
     int const some = count - first;
@@ -66,33 +73,37 @@ void pack_panel(At at, int count, int dim, A* panel) noexcept {
     auto const key = [&](int n) { return from[n]; };
     for (int d = 0; d < whole; d += width) {
       auto const block = load_transposed<A>(key, some, d);
-      for (int n = 0; n < width; ++n) simd::pstoreu(panel + (d + n) * width, block.packet[n]);
+      for (int n = 0; n < width; ++n) {
+        simd::pstoreu(panel + (d + n) * width, block.packet[n]);
+        most = simd::pmax(most, simd::pabs(block.packet[n]));
+      }
     }
     for (int d = whole; d < dim; ++d) {
       for (int n = 0; n < width; ++n) {
-        panel[d * width + n] = n < some ? static_cast<A>(key(n)[d]) : A(0);
+        A const x = n < some ? static_cast<A>(key(n)[d]) : A(0);
+        panel[d * width + n] = x;
+        tail = larger(tail, x < A(0) ? -x : x);
       }
     }
   }
+  return larger(tail, simd::predux_max(most)) < modest<A>;
 }
 
 /// Packs value rows to [count, padded_dim]: row n is `at(n)` [dim]. Returns whether all are finite.
 template <class A, class At>
 bool pack_values(At at, int count, int dim, A* values) noexcept {
   int const width = padded_dim<A>(dim);
-  A finite = A(0);  // x - x is 0 for finite x, NaN for the rest
+  detail::bits_of<A> most = 0;
   for (int n = 0; n < count; ++n, values += width) {
     auto const* const row = at(n);
-    A off = A(0);
     for (int d = 0; d < dim; ++d) {
       A const x = static_cast<A>(row[d]);
       values[d] = x;
-      off = off + (x - x);
+      most = larger(most, detail::magnitude_bits(x));
     }
-    finite += off;
     for (int d = dim; d < width; ++d) values[d] = A(0);
   }
-  return finite == A(0);
+  return most < detail::infinity_bits<A>;
 }
 
 /// Elements to allocate for the packed rows of a tile of `rows`: pack_rows stores whole packets.
@@ -104,11 +115,14 @@ constexpr std::size_t packed_rows_size(int rows, int dim) noexcept {
 
 /// Packs the rows of a tile for the product with keys: blocks of block_rows rows, [dim][block_rows]
 /// each, times `scale`; rows beyond `rows` are zero. Writes up to packed_rows_size elements.
+/// Returns whether all that it wrote but NaN is modest.
 template <class A, class At>
-void pack_rows(At at, int rows, int dim, A scale, A* packed) noexcept {
+bool pack_rows(At at, int rows, int dim, A scale, A* packed) noexcept {
   constexpr int width = lanes<A>;
   constexpr std::size_t parts = std::size_t{ceil_div(block_rows, width)};
   auto const factor = simd::pset1<packet<A>>(scale);
+  auto most = simd::pset1<packet<A>>(A(0));
+  A tail = A(0);
   int const whole = dim / width * width;
   for (int first = 0; first < rows; first += block_rows, packed += block_rows * dim) {
     int const some = smaller(block_rows, rows - first);
@@ -124,17 +138,21 @@ void pack_rows(At at, int rows, int dim, A scale, A* packed) noexcept {
       // A last packet may reach into the next column, which is written after it.
       for (int n = 0; n < width; ++n) {
         for (std::size_t m = 0; m < parts; ++m) {
-          simd::pstoreu(packed + (d + n) * block_rows + static_cast<int>(m) * width,
-                        simd::pmul(block[m].packet[n], factor));
+          auto const x = simd::pmul(block[m].packet[n], factor);
+          simd::pstoreu(packed + (d + n) * block_rows + static_cast<int>(m) * width, x);
+          most = simd::pmax(most, simd::pabs(x));
         }
       }
     }
     for (int d = whole; d < dim; ++d) {
       for (int r = 0; r < block_rows; ++r) {
-        packed[d * block_rows + r] = r < some ? static_cast<A>(row(r)[d]) * scale : A(0);
+        A const x = r < some ? static_cast<A>(row(r)[d]) * scale : A(0);
+        packed[d * block_rows + r] = x;
+        tail = larger(tail, x < A(0) ? -x : x);
       }
     }
   }
+  return larger(tail, simd::predux_max(most)) < modest<A>;
 }
 
 }  // namespace omnisparse::cpu

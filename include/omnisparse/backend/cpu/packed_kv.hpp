@@ -17,6 +17,7 @@ struct packed_kv {
   A* panels = nullptr;
   A* values = nullptr;
   unsigned char* finite = nullptr;  ///< [slots]: all values of the slot are finite
+  unsigned char* tame = nullptr;    ///< [slots]: all its keys are modest, see pack.hpp
   int slot_keys = 0;                ///< keys of a slot, whole panels
   int dim = 0;
 
@@ -30,6 +31,7 @@ struct packed_kv {
     kv.panels = arena.template take<A>(n * static_cast<std::size_t>(dim));
     kv.values = arena.template take<A>(n * static_cast<std::size_t>(padded_dim<A>(dim)));
     kv.finite = arena.template take<unsigned char>(slots);
+    kv.tame = arena.template take<unsigned char>(slots);
     return kv;
   }
 
@@ -41,7 +43,15 @@ struct packed_kv {
   }
 };
 
-/// Packs every key, and every value where v is given, of the call: slot b * kv_heads + g. Keys
+/// Flags that several threads may clear.
+inline void clear_flag(unsigned char& flag) noexcept {
+#if defined(_OPENMP)
+#  pragma omp atomic write
+#endif
+  flag = 0;
+}
+
+/// Packs every key, and every value where the call writes, of the call: slot b * kv_heads + g. Keys
 /// beyond a sequence's length are left out. Reads k and v once.
 template <class T>
 void pack_call(attention_call<T, host> const& call, int threads,
@@ -49,29 +59,25 @@ void pack_call(attention_call<T, host> const& call, int threads,
   using A = accumulator_t<T>;
   attention_shape const& shape = call.shape;
   long long const slots = static_cast<long long>(shape.batch) * shape.kv_heads;
-  bool const with_values = !call.v.is_null();
   std::fill_n(kv.finite, slots, static_cast<unsigned char>(1));
+  std::fill_n(kv.tame, slots, static_cast<unsigned char>(1));
   constexpr int step = 8 * strip<A>;
   long long const steps = ceil_div(shape.kv_tokens, step);
   parallel_for(threads, slots * steps, [&](long long n, int) {
     int const slot = static_cast<int>(n / steps), first = static_cast<int>(n % steps) * step;
     int const b = slot / shape.kv_heads, g = slot % shape.kv_heads;
     int const tokens = extent_of(shape, call.in, b).kv_tokens;
-    bool finite = true;
+    bool finite = true, tame = true;
     for (int j = first; j < std::min(first + step, tokens); j += strip<A>) {
       int const count = std::min(strip<A>, tokens - j);
-      pack_panel<A>([&](int m) { return call.k.at(b, g, j + m); }, count, shape.dim,
-                    kv.panels_at(slot, j));
-      if (!with_values) continue;
+      tame &= pack_panel<A>([&](int m) { return call.k.at(b, g, j + m); }, count, shape.dim,
+                            kv.panels_at(slot, j));
+      if (!call.writes) continue;
       finite &= pack_values<A>([&](int m) { return call.v.at(b, g, j + m); }, count, shape.dim,
                                kv.values_at(slot, j));
     }
-    if (!finite) {
-#if defined(_OPENMP)
-#  pragma omp atomic write
-#endif
-      kv.finite[slot] = 0;
-    }
+    if (!finite) clear_flag(kv.finite[slot]);
+    if (!tame) clear_flag(kv.tame[slot]);
   });
 }
 

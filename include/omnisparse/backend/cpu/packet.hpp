@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -60,6 +61,24 @@ inline A score_scale(softmax_scale scale, int dim) noexcept {
                          : log2_e<A> / std::sqrt(static_cast<A>(dim));
 }
 
+/// Is this score_scale too small to be held to full precision? Rows are finished exactly then.
+template <class A>
+inline bool is_coarse(A scale) noexcept {
+  return scale < std::numeric_limits<A>::min();
+}
+
+/// Lets no flag reorder what made `x` with what is made of it. No instruction.
+template <class P>
+inline void hold(P& x) noexcept {
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+  asm("" : "+v"(x));
+#elif defined(__GNUC__) && defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  static_cast<void>(x);
+#endif
+}
+
 /// 2^x for x <= 0, within 2 ulp; exactly 0 from about 2^-127 down, so for -inf too. NaN: NaN.
 template <class A>
 inline packet<A> exp2_of(packet<A> x) noexcept {
@@ -70,7 +89,8 @@ inline packet<A> exp2_of(packet<A> x) noexcept {
     // exponent.
     P const round = simd::pset1<P>(12582912.f + 127.f);
     P const low = simd::pmax(x, simd::pset1<P>(-127.f));
-    P const shifted = simd::padd(low, round);
+    P shifted = simd::padd(low, round);
+    hold(shifted);
     P const f = simd::psub(low, simd::psub(shifted, round));
     P y = simd::pset1<P>(0.001326472731307149f);  // minimax on [-1/2, 1/2], relative error 1e-7
     y = simd::pmadd(y, f, simd::pset1<P>(0.009671512991189957f));

@@ -5,6 +5,7 @@
 #include <omnisparse/backend/cpu/moments.hpp>
 #include <omnisparse/backend/cpu/probe.hpp>
 #include <omnisparse/backend/cpu/select.hpp>
+#include <omnisparse/backend/cpu/shares.hpp>
 #include <omnisparse/rescue/none.hpp>
 
 #include <cmath>
@@ -121,7 +122,7 @@ void select_rows(attention_call<T, host> const& call, Policies const& p,
           int const sinks = smaller(first, taken), pooled = taken - sinks;
           on_sink = call.scale.logit(on_sink, dim) / larger(1, sinks);
           on_pool = call.scale.logit(on_pool, dim) / larger(1, pooled);
-          double const share = pooled > 0 ? 1.0 / (1.0 + std::exp(on_sink - on_pool)) : 0.0;
+          double const share = pooled > 0 ? contrast_share(on_sink, on_pool) : 0.0;
           keeps = p.selector.keeps(
               {static_cast<float>(on_sink), static_cast<float>(on_pool), static_cast<float>(share)},
               {position, h});
@@ -163,13 +164,6 @@ void measure_slots(attention_call<T, host> const& call, far_estimate const& esti
   });
 }
 
-/// The share of `part` in part + other, log-masses in nats; 0 where the part is empty.
-template <class A>
-float mass_share(A part, A other) noexcept {
-  if (part == empty_lse<A>()) return 0.f;
-  return static_cast<float>(A(1) / (A(1) + std::exp(other - part)));
-}
-
 /// Classes of one tile of rows: `rows` (row, head) codes from `first` on of KV head g of sequence
 /// b. One packing of q serves the near field and the estimate of what is beyond. The state that the
 /// window leaves is kept for the rescue.
@@ -184,7 +178,7 @@ void classify_tile(attention_call<T, host> const& call, Policies const& p,
   auto const s = m.scratch_of(thread, shape.dim);
   auto const f = pm.far_of(thread, shape);
   int const tokens = rows.extent.kv_tokens;
-  pack_tile(call, rows, count, s);
+  bool tame = pack_tile(call, rows, count, s);
   key_range windows[tile_rows];
   for (int r = 0; r < count; ++r) {
     int const position = rows.position(r);
@@ -197,8 +191,9 @@ void classify_tile(attention_call<T, host> const& call, Policies const& p,
   std::ptrdiff_t const slot =
       std::ptrdiff_t{rows.b} * shape.kv_heads + rows.first_head / shape.group();
   A const* const panels = m.kv.panels_at(slot);
-  key_run<A> const window{panels, nullptr, s.begin(0), s.end(0)};
-  key_run<A> const sinks{panels, nullptr, s.begin(1), s.end(1)};
+  tame = tame && m.kv.tame[slot] != 0;
+  key_run<A> const window{panels, nullptr, s.begin(0), s.end(0), true, tame};
+  key_run<A> const sinks{panels, nullptr, s.begin(1), s.end(1), true, tame};
   attend_tile(s.q, count, shape.dim, &window, 1, s.tile);
   if constexpr (wants<Policies>::coverage) {
     for (int r = 0; r < count; ++r) {
@@ -214,7 +209,8 @@ void classify_tile(attention_call<T, host> const& call, Policies const& p,
     A const near = tile_lse(s.tile, r), far = f.lse[s.tile.slot(r)];
     int const position = rows.position(r), h = rows.head(r);
     bool const keeps = p.selector.keeps(
-        {static_cast<float>(near), static_cast<float>(far), mass_share(far, near)}, {position, h});
+        {static_cast<float>(near), static_cast<float>(far), mass_share(far, near, 1.f)},
+        {position, h});
     plan.rows_at(rows.b, h)[rows.index(r)] =
         keeps || is_text_row(call, rows.b, position) ? row_class::active : row_class::lazy;
   }
@@ -273,10 +269,10 @@ void rescue_tile(attention_call<T, host> const& call, Policies const& p,
   auto const s = m.scratch_of(thread, shape.dim);
   auto const f = pm.far_of(thread, shape);
   tile_rows_view const rows = rows_of_tile(call, m.units, tile);
-  pack_tile(call, rows, tile.rows, s);
+  bool const tame = pack_tile(call, rows, tile.rows, s);
   if (!seen) {
     key_run<A> all[thread_scratch<A>::most_runs];
-    int const runs = set_runs(call, p.near, p.limit, m, tile, rows, s, all);
+    int const runs = set_runs(call, p.near, p.limit, m, tile, rows, tame, s, all);
     bool const resumes = wants<Policies>::far && tile.kind == row_class::active;
     clear_tile(s.tile, tile.rows, shape.dim, false);
     for (int r = 0; resumes && r < tile.rows; ++r) {
@@ -297,7 +293,7 @@ void rescue_tile(attention_call<T, host> const& call, Policies const& p,
                 detail::estimate_of(p.rescue), moments, moment_tokens, s.tile.scores, f);
   for (int r = 0; r < tile.rows; ++r) {
     A const left_out = f.lse[s.tile.slot(r)];
-    float const share = left_out == empty_lse<A>() ? 1.f : mass_share(lse[r], left_out);
+    float const share = is_empty(left_out) ? 1.f : mass_share(lse[r], left_out, 0.f);
     if (p.rescue.rescues({share}, {rows.position(r), rows.head(r)})) {
       plan.rows_at(rows.b, rows.head(r))[rows.index(r)] = row_class::rescued;
     }
@@ -316,6 +312,7 @@ void rescue_rows(attention_call<T, host> const& call, Policies const& p,
   class_set const active = classes_of(row_class::active);
   attention_call<T, host> keys_only = call;
   keys_only.v = {};
+  keys_only.writes = false;
   if (!seen) gather_rows(call, {plan, active}, p.near, p.limit, m.threads, m.units);
   block_moments<A> moments[plan_memory<A>::most_slots];
   for (int first = 0; first < m.units.count;) {

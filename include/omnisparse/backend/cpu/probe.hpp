@@ -158,8 +158,15 @@ void probe_tile(attention_call<T, host> const& call, near_field const& near, mas
   for (int r0 = 0; r0 < count; r0 += block_rows) {
     int const some = std::min(block_rows, count - r0), slot = S::slot(r0);
     A* const block = scores + std::ptrdiff_t{r0} * ld;
+    unsigned mute = 0;                // rows whose probabilities are NaN tell nothing
     for (int r = 0; r < some; ++r) {  // what is near to a row is no share of a key
       A* const row = block + std::ptrdiff_t{r} * ld;
+      A const total = s.tile.total[slot + r];
+      if (!is_finite(total) || !(total > A(0))) {
+        std::fill_n(row, round_up(ends[r0 + some - 1], lanes<A>), A(0));
+        mute |= 1u << r;
+        continue;
+      }
       far_ranges const far = far_of(near, position_of(r0 + r), kv_tokens, limit);
       std::fill(row, row + far.left.begin, A(0));
       std::fill(row + far.left.end, row + far.right.begin, A(0));
@@ -171,6 +178,9 @@ void probe_tile(attention_call<T, host> const& call, near_field const& near, mas
         P const then = simd::ploadu<P>(highs + base / tile_keys * S::slots + slot + n);
         P const total = simd::ploadu<P>(s.tile.total + slot + n);
         simd::pstoreu(weights + n, simd::pdiv(exp2_of<A>(simd::psub(then, high)), total));
+      }
+      for (int r = 0; r < some && mute != 0; ++r) {
+        if ((mute >> r & 1u) != 0) weights[r] = A(0);
       }
       add_shares(block + base, ld, some, columns_of(r0, base), weights, mass + base, peak + base);
     }

@@ -2,6 +2,8 @@
 /// The oracle: attention by the definition, in double precision. Obvious, and slow for ever.
 #pragma once
 
+#include <omnisparse/backend/cpu/exact_row.hpp>
+#include <omnisparse/backend/cpu/shares.hpp>
 #include <omnisparse/core/call.hpp>
 #include <omnisparse/core/merge.hpp>
 #include <omnisparse/plan/plan.hpp>
@@ -12,21 +14,23 @@
 
 namespace omnisparse::cpu {
 
-/// scale q . k in double.
+/// scale q . k, exact enough for all finite elements.
 template <class T>
-double reference_logit(T const* q, T const* k, int dim, softmax_scale scale = {}) {
-  double dot = 0;
-  for (int d = 0; d < dim; ++d) dot += static_cast<double>(q[d]) * static_cast<double>(k[d]);
-  return scale.logit(dot, dim);
+exact_t<T> reference_logit(T const* q, T const* k, int dim, softmax_scale scale = {}) {
+  return exact_logit(q, k, 1, dim, scale);
 }
 
-/// log(sum(exp(x))) of a list; -inf for an empty one.
-inline double reference_lse(std::vector<double> const& x) {
-  double high = empty_lse<double>();
-  for (double const value : x) high = value > high ? value : high;
-  if (high == empty_lse<double>()) return high;
-  double sum = 0;
-  for (double const value : x) sum += std::exp(value - high);
+/// log(sum(exp(x))) of a list; -inf for an empty one, NaN where one is NaN.
+template <class E>
+E reference_lse(std::vector<E> const& x) {
+  E high = static_cast<E>(empty_lse<double>());
+  for (E const value : x) {
+    if (is_nan(kind_of(value))) return value;
+    high = value > high ? value : high;
+  }
+  if (is_empty(kind_of(high))) return high;
+  E sum = 0;
+  for (E const value : x) sum += exact_weight(value, high);
   return high + std::log(sum);
 }
 
@@ -52,19 +56,20 @@ inline std::vector<bool> reference_list(plan_view<host> const& plan, int b, int 
 
 /// One softmax over `keys` of head (b, h), row i: out [dim] and lse. No keys: 0 and -inf.
 template <class T>
-double reference_row(attention_call<T, host> const& call, int b, int h, int i,
-                     std::vector<int> const& keys, std::vector<double>& out) {
+exact_t<T> reference_row(attention_call<T, host> const& call, int b, int h, int i,
+                         std::vector<int> const& keys, std::vector<exact_t<T>>& out) {
+  using E = exact_t<T>;
   int const g = h / call.shape.group(), dim = call.shape.dim;
-  std::vector<double> logits;
+  std::vector<E> logits;
   for (int const j : keys) {
     logits.push_back(reference_logit(call.q.at(b, h, i), call.k.at(b, g, j), dim, call.scale));
   }
-  double const lse = reference_lse(logits);
-  out.assign(static_cast<std::size_t>(dim), 0.0);
+  E const lse = reference_lse(logits);
+  out.assign(static_cast<std::size_t>(dim), E(0));
   for (std::size_t n = 0; n < keys.size(); ++n) {
-    double const p = std::exp(logits[n] - lse);
+    E const p = exact_weight(logits[n], lse);
     T const* const v = call.v.at(b, g, keys[n]);
-    for (int d = 0; d < dim; ++d) out[static_cast<std::size_t>(d)] += p * static_cast<double>(v[d]);
+    for (int d = 0; d < dim; ++d) out[static_cast<std::size_t>(d)] += p * static_cast<E>(v[d]);
   }
   return lse;
 }
@@ -88,8 +93,8 @@ void reference_attend(attention_call<T, host> const& call, near_field const& nea
             }
           }
         }
-        std::vector<double> out;
-        double const lse = reference_row(call, b, h, i, keys, out);
+        std::vector<exact_t<T>> out;
+        auto const lse = reference_row(call, b, h, i, keys, out);
         for (int d = 0; d < shape.dim; ++d) {
           *call.out.at(b, h, i, d) =
               static_cast<T>(static_cast<accumulator_t<T>>(out[static_cast<std::size_t>(d)]));

@@ -7,6 +7,9 @@
 #include <omnisparse/core/decode_call.hpp>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
 
 namespace omnisparse::cpu {
 
@@ -24,7 +27,7 @@ observation::sink_and_mean decode_contrast(T const* q, kv_cache_ref<host, T> con
     for (int d = 0; d < cache.dim; ++d) logit[part] += static_cast<double>(q[d]) * sum[d];
     logit[part] = scale.logit(logit[part], cache.dim) / larger(1, counts[part]);
   }
-  double const share = counts[1] > 0 ? 1.0 / (1.0 + std::exp(logit[0] - logit[1])) : 0.0;
+  double const share = counts[1] > 0 ? contrast_share(logit[0], logit[1]) : 0.0;
   return {static_cast<float>(logit[0]), static_cast<float>(logit[1]), static_cast<float>(share)};
 }
 
@@ -51,41 +54,52 @@ void decode_fetches(decode_call<T, host> const& call, kv_cache_ref<host, T> cons
   }
 }
 
-/// Text always; visual tokens when near or when the head fetches.
+/// Gives each token that a head of KV head g reads to use(key, step, value), as exact_row takes
+/// them: text always, visual tokens when near or when the head `fetches`.
+template <class T, class Use>
+void for_each_read(kv_cache_ref<host, T> const& cache, near_field const& near, int sequence, int g,
+                   bool fetches, Use const& use) noexcept {
+  int const tokens = cache.appended[sequence];
+  for (segment const kind : {segment::text, segment::visual}) {
+    std::int64_t const lane = cache.lane(sequence, g, kind);
+    for (int n = 0; n < cache.stored[lane]; ++n) {
+      int const page = cache.page(lane, n / cache.page_tokens), slot = n % cache.page_tokens;
+      int const position = *cache.positions_at(page, slot);
+      if (kind == segment::visual && !fetches &&
+          !near.contains(position, tokens - 1, tokens, mask::causal)) {
+        continue;
+      }
+      use(static_cast<T const*>(cache.keys_at(page, slot)), std::ptrdiff_t{cache.page_tokens},
+          static_cast<T const*>(cache.values_at(page, slot)));
+    }
+  }
+}
+
+/// Each head's row over what it reads.
 template <class T, class Policies>
 void reference_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache,
                       Policies const& p) {
+  using E = exact_t<T>;
   int const group = call.q.extent(1) / cache.kv_heads;
   for (int b = 0; b < call.q.extent(0); ++b) {
-    int const sequence = call.sequence(b), tokens = cache.appended[sequence];
     std::vector<unsigned char> fetches(static_cast<std::size_t>(call.q.extent(1)));
     for (int g = 0; g < cache.kv_heads; ++g) {
       decode_fetches(call, cache, p.fetcher, b, g, fetches.data() + g * group);
     }
     for (int h = 0; h < call.q.extent(1); ++h) {
-      std::vector<double> logits;
+      std::vector<E> logits;
       std::vector<T const*> values;
-      std::vector<T> key(static_cast<std::size_t>(cache.dim));
-      for (segment const kind : {segment::text, segment::visual}) {
-        std::int64_t const lane = cache.lane(sequence, h / group, kind);
-        for (int n = 0; n < cache.stored[lane]; ++n) {
-          int const page = cache.page(lane, n / cache.page_tokens), slot = n % cache.page_tokens;
-          int const position = *cache.positions_at(page, slot);
-          bool const near = p.near.contains(position, tokens - 1, tokens, mask::causal);
-          if (kind == segment::visual && fetches[static_cast<std::size_t>(h)] == 0 && !near)
-            continue;
-          for (int d = 0; d < cache.dim; ++d) {
-            key[static_cast<std::size_t>(d)] = cache.keys_at(page, slot)[d * cache.page_tokens];
-          }
-          logits.push_back(reference_logit<T>(call.q.at(b, h), key.data(), cache.dim, call.scale));
-          values.push_back(cache.values_at(page, slot));
-        }
-      }
-      double const lse = reference_lse(logits);
+      for_each_read(
+          cache, p.near, call.sequence(b), h / group, fetches[static_cast<std::size_t>(h)] != 0,
+          [&](T const* key, std::ptrdiff_t step, T const* value) {
+            logits.push_back(exact_logit(call.q.at(b, h), key, step, cache.dim, call.scale));
+            values.push_back(value);
+          });
+      E const lse = reference_lse(logits);
       for (int d = 0; d < cache.dim; ++d) {
-        double sum = 0;
+        E sum = 0;
         for (std::size_t n = 0; n < logits.size(); ++n) {
-          sum += std::exp(logits[n] - lse) * static_cast<double>(values[n][d]);
+          sum += exact_weight(logits[n], lse) * static_cast<E>(values[n][d]);
         }
         call.out(b, h, 0, d) = static_cast<T>(static_cast<accumulator_t<T>>(sum));
       }

@@ -78,14 +78,16 @@ observation::sink_and_mean reference_sink_and_mean(T const* q, tensor_view<T con
     }
   }
   bool const pooled = bounds[2] > bounds[1];
-  double const share = pooled ? 1.0 / (1.0 + std::exp(logit[0] - logit[1])) : 0.0;
+  double const share = pooled ? contrast_share(logit[0], logit[1]) : 0.0;
   return {static_cast<float>(logit[0]), static_cast<float>(logit[1]), static_cast<float>(share)};
 }
 
-/// 1 / (1 + exp(b - a)): the share of a in two log-masses; 0 where a is empty.
-inline double reference_share(double a, double b) {
-  if (a == empty_lse<double>()) return 0;
-  return 1.0 / (1.0 + std::exp(b - a));
+/// 1 / (1 + exp(b - a)): the share of a in two log-masses; 0 where a is empty, `unknown` where they
+/// give none.
+inline double reference_share(double a, double b, double unknown) {
+  if (is_empty(a)) return 0;
+  double const share = 1.0 / (1.0 + std::exp(b - a));
+  return is_nan(share) ? unknown : share;
 }
 
 /// What the probe rows of one (batch, chunk, KV head) tell of its keys.
@@ -108,17 +110,18 @@ reference_profile reference_observe(attention_call<T, host> const& call, Policie
     int const end = near_field::visible(position, extent.kv_tokens, p.limit).end;
     if (end == 0) continue;
     for (int h = g * shape.group(); h < (g + 1) * shape.group(); ++h) {
-      std::vector<double> logits;
+      std::vector<exact_t<T>> logits;
       for (int j = 0; j < end; ++j) {
         logits.push_back(
             reference_logit(call.q.at(b, h, i), call.k.at(b, g, j), shape.dim, call.scale));
       }
-      double const lse = reference_lse(logits);
+      auto const lse = reference_lse(logits);
       profile.total += 1;
+      bool const tells = is_finite(kind_of(lse));
       for (int j = 0; j < end; ++j) {
         if (p.near.contains(j, position, extent.kv_tokens, p.limit)) continue;
         auto const at = static_cast<std::size_t>(j);
-        double const share = std::exp(logits[at] - lse);
+        double const share = tells ? static_cast<double>(exact_weight(logits[at], lse)) : 0.0;
         profile.mass[at] += share;
         profile.seen[at].peak = std::max(profile.seen[at].peak, static_cast<float>(share));
         profile.seen[at].rows += 1;
@@ -193,7 +196,7 @@ void reference_lists(attention_call<T, host> const& call, Policies const& p,
       } else {
         s = p.scorer.score({}, t);
       }
-      return s == s ? s : -__builtin_huge_valf();  // NaN ranks last
+      return is_nan(s) ? empty_lse<float>() : s;  // NaN ranks last
     };
     std::stable_sort(ranked[at].begin(), ranked[at].end(),
                      [&](int x, int y) { return score(x) > score(y); });
@@ -252,13 +255,13 @@ row_class reference_class(attention_call<T, host> const& call, Policies const& p
   T const* const q = call.q.at(b, h, i);
   query_row const row{position, h};
   auto const lse_seen = [&](row_class kind) {
-    std::vector<double> logits;
+    std::vector<exact_t<T>> logits;
     for (int j = 0; j < end; ++j) {
       if (reference_sees(kind, p.near, p.limit, position, extent.kv_tokens, listed, j)) {
         logits.push_back(reference_logit(q, call.k.at(b, g, j), dim, call.scale));
       }
     }
-    return reference_lse(logits);
+    return static_cast<double>(reference_lse(logits));
   };
   bool const text = !call.in.segments.is_null() && position >= 0 &&
                     call.in.segments(b, position) == segment::text;
@@ -276,7 +279,7 @@ row_class reference_class(attention_call<T, host> const& call, Policies const& p
         q, call.k, b, g, window, p.near.sinks, extent.kv_tokens, detail::estimate_of(p.selector),
         p.limit, [](int) { return true; }, call.scale);
     active = p.selector.keeps({static_cast<float>(near), static_cast<float>(far),
-                               static_cast<float>(reference_share(far, near))},
+                               static_cast<float>(reference_share(far, near, 1))},
                               row);
   } else {
     active = p.selector.keeps({}, row);
@@ -288,7 +291,7 @@ row_class reference_class(attention_call<T, host> const& call, Policies const& p
         q, call.k, b, g, window, p.near.sinks, extent.kv_tokens, detail::estimate_of(p.rescue),
         p.limit, [&](int j) { return !listed[static_cast<std::size_t>(j)]; }, call.scale);
     double const seen = lse_seen(row_class::active);
-    double const share = left == empty_lse<double>() ? 1.0 : reference_share(seen, left);
+    double const share = is_empty(left) ? 1.0 : reference_share(seen, left, 0);
     rescued = p.rescue.rescues({static_cast<float>(share)}, row);
   } else {
     rescued = p.rescue.rescues({}, row);

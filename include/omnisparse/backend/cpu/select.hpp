@@ -12,8 +12,9 @@ namespace omnisparse::cpu {
 /// Scores and indices in one integer: ascending order is score descending, then index ascending.
 /// NaN ranks last; -0 ties with 0.
 inline std::uint64_t rank_key(float score, int index) noexcept {
-  float const folded = score == score ? score + 0.f : -__builtin_huge_valf();
-  std::uint32_t const bits = __builtin_bit_cast(std::uint32_t, folded);
+  std::uint32_t bits = __builtin_bit_cast(std::uint32_t, score);
+  if (omnisparse::detail::magnitude_bits(score) == 0) bits = 0;
+  if (is_nan(score)) bits = __builtin_bit_cast(std::uint32_t, empty_lse<float>());
   std::uint32_t const ascending = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
   return std::uint64_t{~ascending} << 32 | static_cast<std::uint32_t>(index);
 }

@@ -26,6 +26,7 @@ void check(attention_shape const& s, int rows, policies const& p, int q_tokens, 
   call.shape = s;
   call.q = t.q_view();
   call.k = t.k_view();
+  call.writes = false;
   call.in.q_lengths = {&q_tokens, {1}};
   call.in.kv_lengths = {&kv_tokens, {1}};
   int const threads = 2;
