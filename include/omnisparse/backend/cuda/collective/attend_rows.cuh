@@ -4,6 +4,7 @@
 #pragma once
 
 #include <omnisparse/backend/cuda/collective/attend_task.cuh>
+#include <omnisparse/backend/cuda/collective/online_softmax.cuh>
 #include <omnisparse/backend/cuda/ptx/cp_async.cuh>
 #include <omnisparse/backend/cuda/ptx/narrow.cuh>
 #include <omnisparse/backend/cuda/ptx/tma.cuh>
@@ -55,6 +56,12 @@ __device__ inline void gather_tile(attend_task<T> const& task, attend_item const
   __syncwarp();  // sources may be overwritten
 }
 
+/// Two averages as a pair of T.
+template <class T>
+__device__ __forceinline__ std::uint32_t average_pair(float low, float high) {
+  return ptx::pair_of<T>(average_of<T>(low), average_of<T>(high));
+}
+
 /// Writes the lse of a warpgroup's rows in order, and puts its part of out where its q rows were,
 /// for the copy engine to fetch once every warp has arrived at `done`.
 template <class Group, class T>
@@ -88,10 +95,10 @@ __device__ __forceinline__ void hand_over_tile(Group& group, attend_task<T> cons
     for (int s = 0; s < dim / 16; ++s) {
       int const chunk = 2 * s + group.lane() / 16;
       ptx::store_matrices(base + static_cast<std::uint32_t>(tile::offset(row, chunk)),
-                          ptx::pair_of<T>(o[8 * s] * weight[0], o[8 * s + 1] * weight[0]),
-                          ptx::pair_of<T>(o[8 * s + 2] * weight[1], o[8 * s + 3] * weight[1]),
-                          ptx::pair_of<T>(o[8 * s + 4] * weight[0], o[8 * s + 5] * weight[0]),
-                          ptx::pair_of<T>(o[8 * s + 6] * weight[1], o[8 * s + 7] * weight[1]));
+                          average_pair<T>(o[8 * s] * weight[0], o[8 * s + 1] * weight[0]),
+                          average_pair<T>(o[8 * s + 2] * weight[1], o[8 * s + 3] * weight[1]),
+                          average_pair<T>(o[8 * s + 4] * weight[0], o[8 * s + 5] * weight[0]),
+                          average_pair<T>(o[8 * s + 6] * weight[1], o[8 * s + 7] * weight[1]));
     }
     ptx::fence_shared_for_async();
   }
@@ -162,7 +169,7 @@ __device__ __forceinline__ void scatter_tile(Group& group, attend_task<T> const&
         float const low = empty ? 0.f : group.sums[e] * weight;
         float const high = empty ? 0.f : group.sums[e + 1] * weight;
         if (8 * w >= dim) continue;
-        out[4 * w] = ptx::pair_of<T>(low + kept * ptx::low_of<T>(before[w]),
+        out[4 * w] = average_pair<T>(low + kept * ptx::low_of<T>(before[w]),
                                      high + kept * ptx::high_of<T>(before[w]));
       }
     }

@@ -39,8 +39,21 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], key_range const (&see
   }
 }
 
+/// An average of values of T, before it is rounded to T. It is never larger than the largest of
+/// them, but terms rounded to T may add up to more: no infinity comes of that.
+template <class T>
+__device__ __forceinline__ float average_of(float x) {
+  if constexpr (std::is_same_v<T, half>) {
+    constexpr float most = 65504.f, rounded = most * (1.f + 0x1p-10f);
+    return fabsf(x) <= rounded ? clamped(x, -most, most) : x;
+  }
+  return x;
+}
+
 /// Maximum and sum of each row so far, of attention to values of T. The maximum is kept raw,
 /// without the softmax scale. NaN among the scores makes the sum NaN, whatever the maximum is.
+/// Logits beyond 2^29 are coarser in float than what exponentials can tell apart: their rows may be
+/// anything.
 template <class T>
 struct online_softmax {
   float high[2];     ///< the maximum that exponents are taken against, at most 2^8 too small

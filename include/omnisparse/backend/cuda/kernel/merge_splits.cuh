@@ -2,8 +2,7 @@
 /// Puts the partial results of split row tiles together.
 #pragma once
 
-#include <omnisparse/backend/cuda/collective/attend_task.cuh>
-#include <omnisparse/backend/cuda/ptx/narrow.cuh>
+#include <omnisparse/backend/cuda/collective/attend_rows.cuh>
 #include <omnisparse/core/merge.hpp>
 
 namespace omnisparse::kernel {
@@ -53,7 +52,7 @@ __global__ void __launch_bounds__(merge_threads)
           low += weight * part[0];
           high += weight * part[1];
         }
-        if (2 * pair < shape.dim) out[pair] = ptx::pair_of<T>(low, high);
+        if (2 * pair < shape.dim) out[pair] = collective::average_pair<T>(low, high);
       }
     }
   }

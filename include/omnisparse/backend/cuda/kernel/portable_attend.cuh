@@ -86,8 +86,10 @@ __device__ __forceinline__ void store_rows(collective::portable_task<T> const& t
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
           T* const to = layout::at(stage, r, 8 * n + lane % 4 * 2);
-          to[0] = static_cast<T>(empty ? 0.f : o[m][n][2 * half] * share);
-          to[1] = static_cast<T>(empty ? 0.f : o[m][n][2 * half + 1] * share);
+          to[0] =
+              static_cast<T>(collective::average_of<T>(empty ? 0.f : o[m][n][2 * half] * share));
+          to[1] = static_cast<T>(
+              collective::average_of<T>(empty ? 0.f : o[m][n][2 * half + 1] * share));
         }
       }
     }
