@@ -33,7 +33,8 @@ constexpr auto same_bits = [](auto const& a, auto const& b) {
 
 template <class T>
 void check_run(attention_shape const& s, near_field near, mask limit, int chunk_rows,
-               testing::plan_kind kind, layout order, std::uint64_t seed, bool ragged) {
+               testing::plan_kind kind, layout order, std::uint64_t seed, bool ragged,
+               softmax_scale scale = {}) {
   auto const t = testing::random_tensors<T>(s, seed, 1.5f);
   std::vector<int> q_lengths, kv_lengths;
   if (ragged) {
@@ -46,14 +47,14 @@ void check_run(attention_shape const& s, near_field near, mask limit, int chunk_
   attention_plan<host> const plan(s, {chunk_rows});
   testing::fill_plan(plan, kind, seed);
   make_missing_rows_lazy(plan, in.on_host);
-  auto const slow = attention{backend::reference{}}.with(near).with(limit);
+  auto const slow = attention{backend::reference{}}.with(near).with(limit).with(scale);
   testing::result<T> oracle(s);
   REQUIRE(slow.run(t.q_view(), t.k_view(), t.v_view(), plan, oracle.out_view, oracle.lses,
                    workspace<>{}, in.on_host)
               .ok());
   auto const twin = to_device(plan);
   for (backend::cuda const b : paths) {
-    auto const fast = attention{b}.with(near).with(limit).with(chunk{chunk_rows});
+    auto const fast = attention{b}.with(near).with(limit).with(scale).with(chunk{chunk_rows});
     device_call<T> call(t, order);
     poisoned const memory(fast.template workspace_bytes<T>(s));
     status const ran = fast.run(call.q.view, call.k.view, call.v.view, twin, call.out.view,
@@ -239,6 +240,35 @@ TEST_CASE_TEMPLATE("local_first plans alike in the other dtypes", T, omnisparse:
   }
 }
 
+TEST_CASE_TEMPLATE("heads of any dimension attend and plan as the reference does, under any scale",
+                   T, bfloat16, omnisparse::half, float) {
+  std::uint64_t seed = 300;
+  for (int const dim : {16, 24, 40, 64, 72, 80, 96, 112, 120, 128, 136, 160, 192, 256}) {
+    attention_shape const s{1, 4, 2, 150, 200, dim};
+    for (int n = 0; n < 3; ++n) {
+      ++seed;
+      double const scales[] = {0, 0.04, 0.3};
+      softmax_scale const scale{scales[seed % 3]};
+      mask const limit = seed % 4 == 0 ? mask::full : mask::causal;
+      check_run<T>(s, {static_cast<int>(seed * 37 % 90), 3}, limit, 64, testing::plan_kind::random,
+                   static_cast<layout>(n), seed, seed % 2 == 0, scale);
+      if (n > 0) continue;
+      check_plan<T>(
+          s,
+          [=](auto a) {
+            return a.with(near_field{.window = 40, .sinks = 4})
+                .with(limit)
+                .with(chunk{64})
+                .with(scale)
+                .with(selector::far_mass{.epsilon = 0.3f})
+                .with(budget::per_head{.recall = 0.8f})
+                .with(rescue::coverage{.least = 0.6f});
+          },
+          seed, false);
+    }
+  }
+}
+
 TEST_CASE("a captured graph replays with other inputs, and the same call gives the same bits") {
   attention_shape const s{1, 6, 2, 500, 700, 128};
   auto const attend = presets::local_first(
@@ -375,6 +405,18 @@ TEST_CASE("bad calls are refused before anything is written") {
   k.extents[3] = v.extents[3] = 44;
   refused(attend(q, k, v, out, ws), status_code::unsupported);
   CHECK(attend.can_run<double>(s).code == status_code::unsupported);
+  for (int const dim : {1, 8, 12, 20, 65, 127, 250, 264, 512}) {
+    status const no = attend.can_run<float>({1, 2, 1, 40, 40, dim});
+    CHECK(no.code == status_code::unsupported);
+    CHECK(std::string(no.message).find("16 to 256 in steps of 8") != std::string::npos);
+    CHECK(std::string(no.message).find("softmax_scale") != std::string::npos);
+  }
+  for (int dim = 16; dim <= 256; dim += 8) {
+    CHECK(attend.can_run<float>({1, 2, 1, 40, 40, dim}).ok());
+    status const runs = attend.can_run<bfloat16>({1, 2, 1, 40, 40, dim});
+    CHECK(runs.ok());
+    if (dim > 128) CHECK(std::string(runs.message).rfind("portable path", 0) == 0);
+  }
   status const can = attend.can_run<bfloat16>(s);
   CHECK(can.ok());
   CHECK(std::string(can.message).find("path") != std::string::npos);

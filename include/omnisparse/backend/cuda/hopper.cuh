@@ -51,9 +51,10 @@ bool hopper_can_read(attention_call<T, device> const& call) noexcept {
 /// Runs the kernel over the items of a task, at most `most_items` of them. `task.counter` is 0.
 /// Asynchronous on `on`.
 template <class T, int D, bool Gathered, bool Values>
-status launch_attend(collective::attend_task<T> task, kernel::attend_maps const& maps,
+status launch_attend(collective::attend_task<T> const& given, kernel::attend_maps const& maps,
                      std::int64_t most_items, cudaStream_t on) noexcept {
   if (most_items == 0) return {};
+  collective::attend_task<T> task = given;
   attention_shape const& shape = task.call.shape;
   task.terms = collective::softmax_terms::of<T>(task.call.scale, shape.dim, shape.kv_tokens);
   device_traits traits;
