@@ -14,16 +14,14 @@ namespace omnisparse::detail {
 // Strides whose farthest element lies so far away that addresses could wrap are nobody's layout.
 template <class V>
 constexpr bool strides_fit(V const& view) noexcept {
-  constexpr std::int64_t most = std::int64_t{1} << 56;  // bytes, over all dimensions together
-  if (view.size() == 0) return true;
-  std::int64_t left = most / static_cast<std::int64_t>(sizeof(typename V::element_type));
+  constexpr double most = 0x1p56;  // bytes, over all dimensions together
+  double reach = sizeof(typename V::element_type);
   for (std::size_t d = 0; d < V::rank; ++d) {
-    std::int64_t const steps = view.extents[d] - 1, step = view.strides[d];
-    if (steps == 0) continue;
-    if (step < -left / steps || step > left / steps) return false;
-    left -= steps * (step < 0 ? -step : step);
+    if (view.extents[d] <= 0) return true;
+    double const step = static_cast<double>(view.strides[d]) * sizeof(typename V::element_type);
+    reach += (view.extents[d] - 1) * (step < 0 ? -step : step);
   }
-  return true;
+  return reach <= most;
 }
 
 // Numbers sum(step_n x_n), each x_n from its own range: is one of them a given number?
@@ -129,6 +127,14 @@ class footprint {
   // Do two elements coincide?
   bool meets_itself() const noexcept {
     if (repeats_) return true;
+    bool nested = true;  // each step beyond all that the later ones reach: the usual layouts
+    std::int64_t reach = 0;
+    for (int n = rank_ - 1; n >= 0; --n) {
+      std::int64_t const step = steps_[n] < 0 ? -steps_[n] : steps_[n];
+      nested = nested && step > reach;
+      reach += step * (counts_[n] - 1);
+    }
+    if (nested) return false;
     combinations differences;
     for (int n = 0; n < rank_; ++n) {
       for (int m = 0; m < n; ++m) {  // a step there, and one back in the other dimension
@@ -158,47 +164,84 @@ class footprint {
 
 // What one call reads, what it writes and what it may overwrite, to be kept apart. Reads may share
 // memory with each other: q, k and v are often three views of one buffer. So may a view that is
-// written lie in the buffer of one that is read, as long as no element belongs to both.
+// written lie in the buffer of one that is read, as long as no element belongs to both. Views are
+// referred to until `check`; strides are looked at only where the ranges of two of them cross.
 class memory_of_call {
  public:
   template <class V>
   void reads(V const& view) noexcept {
-    reads_[read_count_++] = footprint(view);
+    reads_[read_count_++] = piece(view);
   }
   void reads(void const* data, std::size_t bytes) noexcept {
-    reads_[read_count_++] = footprint(data, bytes);
+    reads_[read_count_++] = piece(data, bytes);
   }
   template <class V>
   void writes(V const& view) noexcept {
-    writes_[write_count_++] = footprint(view);
+    repeats_ = repeats_ || footprint(view).meets_itself();
+    writes_[write_count_++] = piece(view);
   }
   void writes(void const* data, std::size_t bytes) noexcept {
-    writes_[write_count_++] = footprint(data, bytes);
+    writes_[write_count_++] = piece(data, bytes);
   }
-  void works_in(void const* data, std::size_t bytes) noexcept {
-    workspace_ = footprint(data, bytes);
-  }
+  void works_in(void const* data, std::size_t bytes) noexcept { workspace_ = piece(data, bytes); }
 
   // `why` is the sentence for an output that is not alone.
   status check(char const* why) const noexcept {
+    bool shared = repeats_, works_elsewhere = true;
     for (int n = 0; n < write_count_; ++n) {
-      bool alone = !writes_[n].meets_itself();
-      for (int m = 0; m < read_count_ && alone; ++m) alone = !writes_[n].meets(reads_[m]);
-      for (int m = 0; m < n && alone; ++m) alone = !writes_[n].meets(writes_[m]);
-      if (!alone) return {status_code::invalid_view, why};
+      for (int m = 0; m < read_count_; ++m) shared = shared || writes_[n].meets(reads_[m]);
+      for (int m = 0; m < n; ++m) shared = shared || writes_[n].meets(writes_[m]);
+      works_elsewhere = works_elsewhere && !workspace_.meets(writes_[n]);
     }
-    bool alone = true;
-    for (int m = 0; m < read_count_ && alone; ++m) alone = !workspace_.meets(reads_[m]);
-    for (int m = 0; m < write_count_ && alone; ++m) alone = !workspace_.meets(writes_[m]);
-    if (alone) return {};
+    if (shared) return {status_code::invalid_view, why};
+    for (int m = 0; m < read_count_; ++m) {
+      works_elsewhere = works_elsewhere && !workspace_.meets(reads_[m]);
+    }
+    if (works_elsewhere) return {};
     return {status_code::invalid_view,
             "omnisparse: the workspace shares memory with what the call reads or writes: give it "
             "memory of its own"};
   }
 
  private:
-  footprint reads_[10], writes_[4], workspace_;
+  // Addresses [begin, end), and how the bytes between them are found.
+  struct piece {
+    std::uintptr_t begin = 0, end = 0;
+    void const* view = nullptr;
+    footprint (*of_view)(void const*) noexcept = nullptr;
+
+    constexpr piece() noexcept = default;
+    piece(void const* data, std::size_t bytes) noexcept
+        : begin(reinterpret_cast<std::uintptr_t>(data)),
+          end(data == nullptr ? begin : begin + bytes) {}
+    template <class T, class Space, std::size_t Rank>
+    explicit piece(tensor_view<T, Space, Rank> const& v) noexcept
+        : view(&v), of_view([](void const* x) noexcept {
+            return footprint(*static_cast<tensor_view<T, Space, Rank> const*>(x));
+          }) {
+      if (v.is_null()) return;
+      std::int64_t low = 0, high = 1;
+      for (std::size_t d = 0; d < Rank; ++d) {
+        if (v.extents[d] == 0) return;
+        (v.strides[d] < 0 ? low : high) += (v.extents[d] - 1) * v.strides[d];
+      }
+      begin = end = reinterpret_cast<std::uintptr_t>(v.data);
+      begin += static_cast<std::uintptr_t>(low) * sizeof(T);
+      end += static_cast<std::uintptr_t>(high) * sizeof(T);
+    }
+
+    footprint whole() const noexcept {
+      return view != nullptr ? of_view(view)
+                             : footprint(reinterpret_cast<void const*>(begin), end - begin);
+    }
+    bool meets(piece const& other) const noexcept {
+      return begin < other.end && other.begin < end && whole().meets(other.whole());
+    }
+  };
+
+  piece reads_[10], writes_[4], workspace_;
   int read_count_ = 0, write_count_ = 0;
+  bool repeats_ = false;
 };
 
 }  // namespace omnisparse::detail

@@ -83,7 +83,10 @@ struct tensor_view {
     for (std::size_t d = 0; d < Rank; ++d) {
       if (extents[d] <= 0) return 0;
     }
-    for (std::size_t d = 0; d < Rank; ++d) n = n > most / extents[d] ? most : n * extents[d];
+    for (std::size_t d = 0; d < Rank; ++d) {
+      bool const fits = n >> 32 == 0 || n <= most / extents[d];
+      n = fits ? n * extents[d] : most;
+    }
     return n;
   }
 
