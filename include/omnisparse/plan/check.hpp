@@ -3,6 +3,7 @@
 #pragma once
 
 #include <omnisparse/core/check_shape.hpp>
+#include <omnisparse/core/overlap.hpp>
 #include <omnisparse/core/status.hpp>
 #include <omnisparse/plan/plan.hpp>
 
@@ -110,6 +111,31 @@ constexpr status check_plan_target(plan_view<Space> const& plan, attention_shape
             "recalls: use attention_plan, which owns them"};
   }
   return {};
+}
+
+// Two plans of one frame, the second of which can be copied over the first.
+template <class To, class From>
+status check_plan_copy(plan_view<To> const& to, plan_view<From> const& from) noexcept {
+  auto const refuse = [](char const* why) { return status{status_code::invalid_plan, why}; };
+  if (!(to.shape == from.shape) || to.chunk_rows != from.chunk_rows ||
+      to.capacity != from.capacity) {
+    return refuse(
+        "omnisparse: plans are copied between memories of one shape, chunk and capacity: make "
+        "the target with those of the source");
+  }
+  if (status const bad = check_plan_frame(to, to.shape); !bad.ok()) return bad;
+  if (status const bad = check_plan_frame(from, to.shape); !bad.ok()) return bad;
+  if ((to.recalls == nullptr) != (from.recalls == nullptr)) {
+    return refuse(
+        "omnisparse: one of two plans to be copied has no memory for recalls: give it some, or "
+        "leave them out of both");
+  }
+  memory_of_call memory;
+  each_part(to, [&](void const* part, std::size_t bytes) { memory.writes(part, bytes); });
+  each_part(from, [&](void const* part, std::size_t bytes) { memory.reads(part, bytes); });
+  return memory.check(
+      "omnisparse: the target of a copied plan shares memory with its source or within itself: use "
+      "attention_plan, which owns its memory");
 }
 
 }  // namespace detail

@@ -141,3 +141,30 @@ TEST_CASE("an empty plan has memory; a senseless one has none") {
   CHECK_FALSE(attention_plan<>({1, 1, 0, 4, 4, 8}));
   CHECK_FALSE(attention_plan<>({-1, 1, 1, 4, 4, 8}));
 }
+
+TEST_CASE("plans are copied between whole memories of their own") {
+  attention_plan<> const from(shape, chunk{7}), to(shape, chunk{7}), other(shape, chunk{8});
+  auto const refused = [](plan_view<> const& t, plan_view<> const& f, char const* word) {
+    status const s = detail::check_plan_copy(t, f);
+    return s.code != status_code::ok && std::string(s.message).find(word) != std::string::npos;
+  };
+  CHECK(detail::check_plan_copy(to.view(), from.view()).ok());
+  CHECK(refused(other, from, "one shape"));
+  CHECK(refused(to, to, "shares memory"));
+  plan_view<> bad = to;
+  bad.kept = from.view().kept + 1;
+  CHECK(refused(bad, from, "shares memory"));
+  bad = to;
+  bad.recalls = reinterpret_cast<float*>(bad.kept_counts);
+  CHECK(refused(bad, from, "shares memory"));
+  bad = to;
+  bad.rows = nullptr;
+  CHECK(refused(bad, from, "null parts"));
+  CHECK(refused(from, bad, "null parts"));
+  bad = to;
+  bad.recalls = nullptr;
+  CHECK(refused(bad, from, "recalls"));
+  plan_view<> without = from;
+  without.recalls = nullptr;
+  CHECK(detail::check_plan_copy(bad, without).ok());
+}

@@ -4,6 +4,7 @@
 
 #include <omnisparse/core/memory.hpp>
 #include <omnisparse/core/status.hpp>
+#include <omnisparse/plan/check.hpp>
 #include <omnisparse/plan/plan.hpp>
 
 #include <cuda_runtime_api.h>
@@ -63,20 +64,17 @@ inline status launch_status() noexcept { return device_status(cudaGetLastError()
 
 /// Copies a plan into the memory of another, in any pair of spaces, asynchronously on `on` (with
 /// pageable host memory the call returns when the host side is done). Both must have the same
-/// shape, chunk and capacity; refused otherwise, before anything is written.
+/// shape, chunk and capacity, memory for every part, but for recalls, which both may lack, and no
+/// memory in common; refused otherwise, before anything is written.
 template <class To, class From>
 status copy_plan(plan_view<To> const& to, plan_view<From> const& from,
                  cudaStream_t on = {}) noexcept {
-  if (!(to.shape == from.shape) || to.chunk_rows != from.chunk_rows ||
-      to.capacity != from.capacity) {
-    return {status_code::invalid_plan,
-            "omnisparse: plans are copied between memories of one shape, chunk and capacity: make "
-            "the target with those of the source"};
-  }
+  if (status const bad = detail::check_plan_copy(to, from); !bad.ok()) return bad;
   auto const copy = [on](void* t, void const* f, std::int64_t count, std::size_t size) {
-    return count == 0 ? cudaSuccess
-                      : cudaMemcpyAsync(t, f, static_cast<std::size_t>(count) * size,
-                                        cudaMemcpyDefault, on);
+    return count == 0 || t == nullptr
+               ? cudaSuccess  // recalls may be left out of both
+               : cudaMemcpyAsync(t, f, static_cast<std::size_t>(count) * size, cudaMemcpyDefault,
+                                 on);
   };
   std::int64_t const lists = from.list_count();
   for (cudaError_t const error : {copy(to.rows, from.rows, from.row_count(), sizeof(row_class)),

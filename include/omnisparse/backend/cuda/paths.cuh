@@ -109,6 +109,12 @@ path_choice path_of(backend::cuda_path wanted, attention_shape const& shape) noe
                "pad q, k and v with zero columns and give softmax_scale{1 / sqrt(D)} of the D "
                "before"}};
     }
+    if (wanted != backend::cuda_path::automatic && wanted != backend::cuda_path::portable) {
+      return {false,
+              {status_code::invalid_option,
+               "omnisparse: the CUDA path is cuda_path::automatic or cuda_path::portable: choose "
+               "one of them"}};
+    }
     device_traits traits;
     if (status const bad = read_device(traits); !bad.ok()) return {false, bad};
     auto const portable = [](char const* why) {
