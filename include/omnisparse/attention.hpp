@@ -128,7 +128,7 @@ class attention {
   template <element T = float>
   status can_run(attention_shape const& shape) const noexcept {
     if (status const bad = detail::check_shape(shape); !bad.ok()) return bad;
-    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    if (status const bad = check_functor(); !bad.ok()) return bad;
     return engine<Backend>::template can_run<T>(backend_, policies_, shape);
   }
 
@@ -159,7 +159,7 @@ class attention {
   /// Memory for the plan of a call of this shape. Allocates. False where the shape or an option
   /// makes no sense.
   attention_plan<space> make_plan(attention_shape const& shape, int capacity = -1) const noexcept {
-    if (!detail::check_options(policies_).ok()) return {};
+    if (!check_functor().ok()) return {};
     return attention_plan<space>(shape, policies_.rows, capacity);
   }
 
@@ -256,7 +256,7 @@ class attention {
   status slim(tensor_view<K, space> const& k, tensor_view<K, space> const& v,
               std::type_identity_t<plan_view<space>> const& plan, kv_cache<Backend, T>& cache,
               int sequence, inputs<space> const& in = {}, int b = 0) const noexcept {
-    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    if (status const bad = check_functor(); !bad.ok()) return bad;
     if (status const bad = detail::check_slim(plan, in, b, cache); !bad.ok()) return bad;
     attention_shape const& s = plan.shape;
     if (!detail::has_extents(k, s.batch, s.kv_heads, s.kv_tokens, s.dim) ||
@@ -282,7 +282,7 @@ class attention {
   template <class T>
   status slim(std::type_identity_t<plan_view<space>> const& plan, kv_cache<Backend, T>& cache,
               int sequence, inputs<space> const& in = {}, int b = 0) const noexcept {
-    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    if (status const bad = check_functor(); !bad.ok()) return bad;
     if (status const bad = detail::check_slim(plan, in, b, cache); !bad.ok()) return bad;
     detail::storing const keeps(policies_.storer, policies_.near, policies_.limit, plan, in, b);
     return cache.keep_if(sequence,
@@ -294,8 +294,7 @@ class attention {
   template <class T>
   std::size_t decode_workspace_bytes(kv_cache<Backend, T> const& cache, int batch,
                                      int q_heads) const noexcept {
-    if (!detail::check_options(policies_).ok() ||
-        !detail::check_decode_shape(cache.ref(), batch, q_heads).ok()) {
+    if (!check_functor().ok() || !detail::check_decode_shape(cache.ref(), batch, q_heads).ok()) {
       return 0;
     }
     return engine<Backend>::decode_workspace_bytes(backend_, cache.ref(), batch, q_heads);
@@ -315,7 +314,7 @@ class attention {
                   "omnisparse: q and out must have the dtype of the cache");
     auto const& ref = cache.ref();
     decode_call<T, space> const call{q, out, lse, sequences, policies_.scale};
-    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    if (status const bad = check_functor(); !bad.ok()) return bad;
     if (status const bad = detail::check_decode_call(call, ref); !bad.ok()) return bad;
     if (std::same_as<observed<Fetcher>, observation::sink_and_mean> &&
         detail::first_of(policies_.fetcher) != ref.sink_keys) {
@@ -371,10 +370,21 @@ class attention {
     }
   }
 
+  // Options of the functor, its policies and its backend.
+  constexpr status check_functor() const noexcept {
+    if constexpr (requires(Backend b) { b.threads; }) {
+      if (backend_.threads < 0) {
+        return {status_code::invalid_option,
+                "omnisparse: a backend's threads must be >= 0, 0 for as many as OpenMP would use"};
+      }
+    }
+    return detail::check_options(policies_);
+  }
+
   template <class T>
   status check(attention_call<T, space> const& call, bool writes) const noexcept {
     if (status const bad = detail::check_call(call, writes); !bad.ok()) return bad;
-    if (status const bad = detail::check_options(policies_); !bad.ok()) return bad;
+    if (status const bad = check_functor(); !bad.ok()) return bad;
     return engine<Backend>::template can_run<T>(backend_, policies_, call.shape);
   }
 

@@ -25,9 +25,9 @@ struct kv_cache_options {
   int dim = 64;           ///< in [1, 65536]
   int max_tokens = 8192;  ///< most tokens, text and visual together, that each KV head of a
                           ///< sequence may store, in [1, 2^30]
-  int pages = 0;         ///< in the pool; 0: enough for every sequence in full
-  int page_tokens = 64;  ///< in [1, 2^20], and dim times it at most 2^30
-  int sink_keys = 1;     ///< first keys that the decode classifier's sink pools, >= 1
+  int pages = 0;          ///< in the pool; 0: enough for every sequence in full
+  int page_tokens = 64;   ///< in [1, 2^20], and dim times it at most 2^30
+  int sink_keys = 1;      ///< first keys that the decode classifier's sink pools, >= 1
 };
 
 /// Can there be a cache of these options? ok, or the sentence that says why not. Memory is not
@@ -180,7 +180,7 @@ class kv_cache {
     for (int g = 0; g < ref_.kv_heads; ++g) {
       int adds[2] = {0, 0};
       for (int n = 0; n < tokens; ++n) {
-        if (keeps(g, n)) ++adds[kind(n) == segment::visual ? 1 : 0];
+        if (keeps(g, n)) ++adds[kind(n) == segment::text ? 0 : 1];
       }
       int const texts = stored(sequence, g, segment::text);
       int const visuals = stored(sequence, g, segment::visual);

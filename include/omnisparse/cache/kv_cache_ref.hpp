@@ -34,7 +34,7 @@ struct kv_cache_ref {
 
   OMNISPARSE_HD constexpr std::int64_t lane(int sequence, int kv_head,
                                             segment kind) const noexcept {
-    return (std::int64_t{sequence} * kv_heads + kv_head) * 2 + (kind == segment::visual ? 1 : 0);
+    return (std::int64_t{sequence} * kv_heads + kv_head) * 2 + (kind == segment::text ? 0 : 1);
   }
   OMNISPARSE_HD constexpr int page(std::int64_t lane, int index) const noexcept {
     return tables[lane * lane_pages + index];

@@ -30,7 +30,8 @@ class storing {
   int tokens() const noexcept { return extent_.kv_tokens; }
 
   segment kind(int j) const noexcept {
-    return in_.segments.is_null() ? segment::visual : in_.segments(b_, j);
+    bool const text = !in_.segments.is_null() && in_.segments(b_, j) == segment::text;
+    return text ? segment::text : segment::visual;
   }
 
   bool operator()(int kv_head, int j) const noexcept {

@@ -15,7 +15,7 @@ namespace backend {
 struct cpu {
   using space = host;
   using stream = in_order;
-  int threads = 0;  ///< 0: as many as OpenMP would use
+  int threads = 0;  ///< >= 0; 0: as many as OpenMP would use
 };
 
 /// The oracle: the definition written out in double precision, one thread, slow for ever.

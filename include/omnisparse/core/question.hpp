@@ -6,7 +6,8 @@
 
 namespace omnisparse {
 
-/// What a position holds. Text rows are never lazy and text keys are always kept.
+/// What a position holds. Text rows are never lazy and text keys are always kept. In memory, any
+/// value that is not text counts as visual.
 enum class segment : unsigned char { text, visual };
 
 /// One query row: its position in tokens and its query head.

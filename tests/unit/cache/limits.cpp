@@ -210,3 +210,31 @@ TEST_CASE("decoding checks extents, options and what it is given beside q") {
   check_refusal(attend.with(slim::head_fetch{}).decode(now.q_view(), pooled, outs, memory),
                 code::invalid_option, "sink_keys");
 }
+
+TEST_CASE("a segment that is not text counts as visual, in every stage") {
+  attention_shape const s{1, 2, 2, 9, 9, 16};
+  auto const t = testing::random_tensors<float>(s, 1);
+  std::vector<segment> odd(9, static_cast<segment>(9)), visual(9, segment::visual);
+  odd[4] = visual[4] = segment::text;
+  auto const attend = attention{backend::cpu{}}
+                          .with(near_field{.window = 2})
+                          .with(budget::fixed{.count = 2})
+                          .with(slim::kept_tokens{});
+  workspace<> memory(attend.workspace_bytes(s));
+  std::string plans[2];
+  for (int way = 0; way < 2; ++way) {
+    inputs<> in;
+    in.segments = {(way == 0 ? odd : visual).data(), {1, 9}};
+    attention_plan<> const plan = attend.make_plan(s);
+    REQUIRE(attend.plan(t.q_view(), t.k_view(), plan, memory, in).ok());
+    plans[way] = to_bytes(plan);
+    cache_type cache({.kv_heads = 2, .dim = 16, .max_tokens = 64});
+    int n = 0;
+    REQUIRE(cache.add(n).ok());
+    REQUIRE(attend.slim(t.k_view(), t.v_view(), plan, cache, n, in).ok());
+    CHECK(cache.stored(n, 1, segment::text) == 1);
+    CHECK(cache.stored(n, 1, static_cast<segment>(9)) == cache.stored(n, 1, segment::visual));
+    CHECK(cache.stored(n, 1, segment::visual) < 8);
+  }
+  CHECK(plans[0] == plans[1]);
+}
