@@ -61,17 +61,8 @@ namespace detail {
 // The sentence that a policy has about its own options; null where it has none, or no say.
 template <class P>
 constexpr char const* refusal_of(P const& policy) noexcept {
-  if constexpr (requires { &P::refuses; }) {
-    static_assert(
-        requires {
-          { policy.refuses() } noexcept -> std::same_as<char const*>;
-        },
-        "omnisparse: a policy tells what is wrong with its options by 'constexpr char const* "
-        "refuses() const noexcept', nullptr where nothing is");
-    return policy.refuses();
-  } else {
-    return nullptr;
-  }
+  if constexpr (tells_refusal<P>) return policy.refuses();
+  else return nullptr;
 }
 
 // Options by which the library itself measures what a policy observes, whoever wrote the policy.

@@ -82,6 +82,13 @@ template <class P>
 concept names_a_role = names_keeps<P> || names_rescues<P> || names_score<P> || names_tokens<P> ||
                        names_stores<P> || names_fetches<P>;
 
+template <class P>
+concept names_refuses = requires { &P::refuses; };
+template <class P>
+concept tells_refusal = requires(P const p) {
+  { p.refuses() } noexcept -> std::same_as<char const*>;
+};
+
 // Stage 1: a policy at all? Each check returns true so that only the first failure is printed.
 template <class P>
 consteval bool is_policy() {
@@ -93,6 +100,8 @@ consteval bool is_policy() {
         requires { typename P::observes; },
         "omnisparse: say what the policy looks at, for example 'using observes = "
         "observation::nothing;'");
+    static_assert(!names_refuses<P> || tells_refusal<P>,
+                  "omnisparse: options are judged by 'char const* refuses() const noexcept'");
   }
   return policy<P>;
 }
