@@ -39,8 +39,10 @@ void for_each_composition(Run const& run) {
   run("dense", attention{Backend{}});
   run("window only", base.with(selector::none{}));
   run("fixed", base.with(budget::fixed{.count = 12}));
-  run("local first", presets::local_first(Backend{}, 100).with(near_field{9, 2}).with(chunk{32}));
-  run("published", presets::published(Backend{}).with(near_field{9, 2}));
+  run("local first",
+      presets::local_first(Backend{}, 100, {.chunk_rows = 32, .below = crossover::never})
+          .with(near_field{9, 2}));
+  run("published", presets::published(Backend{}, {.near = {9, 2}, .below = crossover::never}));
   run("far mass",
       base.with(selector::far_mass{.epsilon = 0.3f, .estimate = {.block = 16}})
           .with(rescue::coverage{.least = 0.6f})

@@ -370,8 +370,8 @@ void check_far(setting const& set) {
                        where + " bound");
           }
         }
-        double const share =
-            cpu::reference_share(expected, static_cast<double>(near[static_cast<std::size_t>(n)]));
+        double const share = cpu::reference_share(
+            expected, static_cast<double>(near[static_cast<std::size_t>(n)]), 1);
         bool const text = extent.position(i) >= 0 &&
                           sides.on_host.in.segments(b, extent.position(i)) == segment::text;
         bool const active = share > 0.3 || text;
@@ -556,8 +556,8 @@ void check_rescue(setting const& set, testing::plan_kind kind) {
         double const share =
             left == empty_lse<double>()
                 ? 1.0
-                : cpu::reference_share(static_cast<double>(seen[static_cast<std::size_t>(n)]),
-                                       left);
+                : cpu::reference_share(static_cast<double>(seen[static_cast<std::size_t>(n)]), left,
+                                       0);
         if (s.batch == 1) {
           double const x = static_cast<double>(told[static_cast<std::size_t>(
               h * sides.positions() + extent.position(i) + sides.positions() / 2)]);

@@ -90,7 +90,8 @@ struct engine<backend::cuda> {
         plan.capacity = longest_list(p, call);
         status s = decide(path, p, call, plan, m, lse, on);
         if constexpr (rescues<Policies>) {
-          if (s.ok()) s = path.rescued(call, p.near, p.limit, plan, lse, on);
+          int const* const some = detail::wants<Policies>::coverage ? path.some_rescued() : nullptr;
+          if (s.ok()) s = path.rescued(call, p.near, p.limit, plan, lse, on, some);
         }
         return s;
       }
@@ -228,7 +229,7 @@ struct engine<backend::cuda> {
       if (s.ok()) s = path.far(call, p.near, p.limit, plan, lse, on);
     }
     if constexpr (rescues<Policies>) {
-      if (s.ok()) s = launch::rescue(call, p, lse, plan, m.observe, on);
+      if (s.ok()) s = launch::rescue(call, p, lse, plan, m.observe, on, path.some_rescued());
     }
     return s;
   }

@@ -130,12 +130,14 @@ status hopper_dense(attention_call<T, device> const& call, mask limit,
 /// Sorts the rows of one class into tiles, for a task on gathered rows.
 template <class T>
 status gather_class(collective::attend_task<T>& task, plan_view<device> const& plan, row_class kind,
-                    hopper_memory<T> const& memory, cudaStream_t on) noexcept {
+                    hopper_memory<T> const& memory, cudaStream_t on,
+                    int const* some = nullptr) noexcept {
   task.counter = memory.schedule.next;
   task.schedule = memory.schedule;
   task.plan = plan;
   return gather_rows(task.call, task.near, task.limit, plan,
-                     kernel::class_mask{1u << static_cast<unsigned>(kind)}, memory.schedule, on);
+                     kernel::class_mask{1u << static_cast<unsigned>(kind)}, memory.schedule, on,
+                     some);
 }
 
 /// After near: active rows also see their list; completes their out and lse. Lists are packed for
@@ -195,9 +197,10 @@ status attend_gathered(collective::attend_task<T>& task, hopper_memory<T> const&
 template <class T, int D, bool Values>
 status hopper_rescued(attention_call<T, device> const& call, near_field const& near, mask limit,
                       plan_view<device> const& plan, lse_view<T, device> const& lse,
-                      hopper_memory<T> const& memory, cudaStream_t on) noexcept {
+                      hopper_memory<T> const& memory, cudaStream_t on,
+                      int const* some = nullptr) noexcept {
   collective::attend_task<T> task{call, lse, near, limit, collective::attend_keys::visible};
-  status const s = gather_class(task, plan, row_class::rescued, memory, on);
+  status const s = gather_class(task, plan, row_class::rescued, memory, on, some);
   return s.ok() ? attend_gathered<T, D, Values>(task, memory, on) : s;
 }
 

@@ -258,11 +258,12 @@ status probe(attention_call<T, device> const& call, Policies const& p,
 }
 
 /// Active rows become rescued where the policy says so: by the coverage estimated from what their
-/// list left out, or by position alone. `seen_lse` is that of near field and list.
+/// list left out, or by position alone. `seen_lse` is that of near field and list. By coverage,
+/// `some` [1], where not null, becomes 1 if any row is rescued.
 template <class T, class Policies>
 status rescue(attention_call<T, device> const& call, Policies const& p,
               lse_view<T, device> const& seen_lse, plan_view<device> const& plan,
-              observe_memory<Policies> const& m, cudaStream_t on) noexcept {
+              observe_memory<Policies> const& m, cudaStream_t on, int* some = nullptr) noexcept {
   attention_shape const& shape = call.shape;
   using policy = std::remove_cvref_t<decltype(p.rescue)>;
   if constexpr (!detail::wants<Policies>::coverage) {
@@ -280,7 +281,7 @@ status rescue(attention_call<T, device> const& call, Policies const& p,
         s = measure_moments<D>(call, from, m.left_out, estimate, on);
         if (s.ok()) {
           s = decide_by_far<D>(call, from, m.left_out, estimate, seen_lse,
-                               kernel::coverage_decision<policy>{p.rescue}, on);
+                               kernel::coverage_decision<policy>{p.rescue, some}, on);
         }
       }
       return s;

@@ -40,6 +40,10 @@ struct attend_path {
   static constexpr bool attends = Values;
   path_memory<T> memory;
 
+  /// [1], 0 after `far`; `rescue` sets it and `rescued` does without a search where it is still 0.
+  int* some_rescued() const noexcept {
+    return Hopper ? memory.hopper.schedule.some : memory.portable.schedule.some;
+  }
   constexpr auto keys_only() const noexcept { return attend_path<T, D, Hopper, false>{memory}; }
   status near(attention_call<T, device> const& call, near_field const& field, mask limit,
               lse_view<T, device> const& lse, cudaStream_t on) const noexcept {
@@ -67,12 +71,13 @@ struct attend_path {
     }
   }
   status rescued(attention_call<T, device> const& call, near_field const& field, mask limit,
-                 plan_view<device> const& plan, lse_view<T, device> const& lse,
-                 cudaStream_t on) const noexcept {
+                 plan_view<device> const& plan, lse_view<T, device> const& lse, cudaStream_t on,
+                 int const* some = nullptr) const noexcept {
     if constexpr (Hopper) {
-      return hopper_rescued<T, D, Values>(call, field, limit, plan, lse, memory.hopper, on);
+      return hopper_rescued<T, D, Values>(call, field, limit, plan, lse, memory.hopper, on, some);
     } else {
-      return portable_rescued<T, D, Values>(call, field, limit, plan, lse, memory.portable, on);
+      return portable_rescued<T, D, Values>(call, field, limit, plan, lse, memory.portable, on,
+                                            some);
     }
   }
   template <class Policies>

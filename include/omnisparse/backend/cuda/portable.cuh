@@ -67,9 +67,10 @@ status portable_in_order(attention_call<T, device> const& call, near_field const
 template <class T, int D, bool Values>
 status portable_class(attention_call<T, device> const& call, near_field const& near, mask limit,
                       plan_view<device> const& plan, row_class kind, lse_view<T, device> const& lse,
-                      portable_memory<T> const& memory, cudaStream_t on) noexcept {
+                      portable_memory<T> const& memory, cudaStream_t on,
+                      int const* some = nullptr) noexcept {
   kernel::class_mask const classes{1u << static_cast<unsigned>(kind)};
-  status const s = gather_rows(call, near, limit, plan, classes, memory.schedule, on);
+  status const s = gather_rows(call, near, limit, plan, classes, memory.schedule, on, some);
   if (!s.ok()) return s;
   return portable_attend<T, D, Values>({call, lse, near, limit, memory.schedule, plan}, on);
 }
@@ -104,8 +105,10 @@ status portable_far(attention_call<T, device> const& call, near_field const& nea
 template <class T, int D, bool Values>
 status portable_rescued(attention_call<T, device> const& call, near_field const& near, mask limit,
                         plan_view<device> const& plan, lse_view<T, device> const& lse,
-                        portable_memory<T> const& memory, cudaStream_t on) noexcept {
-  return portable_class<T, D, Values>(call, near, limit, plan, row_class::rescued, lse, memory, on);
+                        portable_memory<T> const& memory, cudaStream_t on,
+                        int const* some = nullptr) noexcept {
+  return portable_class<T, D, Values>(call, near, limit, plan, row_class::rescued, lse, memory, on,
+                                      some);
 }
 
 }  // namespace omnisparse::launch

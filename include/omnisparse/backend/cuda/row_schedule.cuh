@@ -27,6 +27,7 @@ struct row_schedule {
   row_tile* tiles = nullptr;  ///< [most_tiles], longest work first
   int* tile_count = nullptr;  ///< [1]
   int* next = nullptr;        ///< [1], the next item to be taken; 0 once the rows are sorted
+  int* some = nullptr;        ///< [1], set to 0 when rows are sorted, to 1 by whoever rescues one
   int* counts = nullptr;      ///< [units, parts, 3], rows of each class, then their offsets
   int* class_tiles = nullptr;  ///< [3, units], the first tile of each class of each unit
   int chunks = 1;
@@ -59,6 +60,7 @@ struct row_schedule {
     s.tiles = arena.take<row_tile>(static_cast<std::size_t>(s.most_tiles));
     s.tile_count = arena.take<int>(1);
     s.next = arena.take<int>(1);
+    s.some = arena.take<int>(1);
     s.counts = arena.take<int>(u * static_cast<std::size_t>(s.parts) * 3);
     s.class_tiles = arena.take<int>(u * 3);
     return s;

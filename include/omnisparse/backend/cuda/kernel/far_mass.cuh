@@ -35,15 +35,18 @@ struct far_decision {
 };
 
 /// What a rescue makes of the log-sum-exp that the list left out: the class of an active row.
-/// `seen` is that of near field and list.
+/// `seen` is that of near field and list. Sets `some`, where not null, if it rescues.
 template <class Rescue>
 struct coverage_decision {
   static constexpr bool decides_all = false;
   Rescue rescue;
+  int* some = nullptr;
 
   __device__ row_class operator()(query_row row, bool, float seen, float left_out) const noexcept {
     float const share = left_out == empty_lse<float>() ? 1.f : mass_share(seen, left_out);
-    return rescue.rescues({share}, row) ? row_class::rescued : row_class::active;
+    if (!rescue.rescues({share}, row)) return row_class::active;
+    if (some != nullptr) *some = 1;
+    return row_class::rescued;
   }
 };
 

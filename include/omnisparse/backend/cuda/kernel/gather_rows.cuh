@@ -24,6 +24,9 @@ struct gather_task {
   plan_view<device> plan;
   class_mask classes;  ///< those that get tiles
   row_schedule schedule;
+  int const* some = nullptr;  ///< [1], where not null: 0 says that no row is of these classes
+
+  __device__ bool is_idle() const noexcept { return some != nullptr && *some == 0; }
 };
 
 /// How many rows of each class, 21 bits each, so that one sum counts all three.
@@ -89,6 +92,7 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) count_rows(gather_task t) {
   using reduce = cub::BlockReduce<unsigned long long, Threads>;
   __shared__ typename reduce::TempStorage memory;
+  if (t.is_idle()) return;
   gather_part<Threads> const at(t);
   row_schedule const& s = t.schedule;
   unsigned long long counts = 0;
@@ -116,6 +120,10 @@ __global__ void __launch_bounds__(Threads) scan_rows(gather_task t) {
   using scan = cub::BlockScan<int, Threads>;
   __shared__ typename scan::TempStorage memory;
   row_schedule const& s = t.schedule;
+  if (t.is_idle()) {
+    if (threadIdx.x == 0) *s.tile_count = 0, *s.next = 0;
+    return;
+  }
   int const units = s.units(t.shape), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int list = warp; list < units; list += Threads / 32) {
     int total = 0;
@@ -153,7 +161,10 @@ __global__ void __launch_bounds__(Threads) scan_rows(gather_task t) {
       __syncthreads();
     }
   }
-  if (threadIdx.x == 0) *s.tile_count = total, *s.next = 0;
+  if (threadIdx.x != 0) return;
+  *s.tile_count = total;
+  *s.next = 0;
+  if (t.some == nullptr) *s.some = 0;
 }
 
 /// Writes the rows of a part in order, and the first part of a unit its tiles. Grid: units * parts.
@@ -161,6 +172,7 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) place_rows(gather_task t) {
   using scan = cub::BlockScan<unsigned long long, Threads>;
   __shared__ typename scan::TempStorage memory;
+  if (t.is_idle()) return;
   gather_part<Threads> const at(t);
   row_schedule const& s = t.schedule;
   int const group = t.shape.group();
