@@ -1,5 +1,6 @@
 // What must not matter, what must show, and what must not overflow: memory where nothing exists,
 // NaN among the inputs, values at the end of their range. On both paths of the GPU.
+#include "support/compare_plans.hpp"
 #include "support/stages.cuh"
 
 #include <cstring>
@@ -259,6 +260,40 @@ TEST_CASE_TEMPLATE("NaN in every key of a row's only list shows", T, bfloat16, f
       wrong += sees ? !std::isnan(first) : first != 0.f;
     }
     CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE_TEMPLATE("rows whose shares are NaN look far, and tell nothing of the keys", T, bfloat16,
+                   omnisparse::half, float) {
+  for (int const dim : {64, 128}) {
+    attention_shape const s{1, 4, 2, 150, 300, dim};
+    auto t = testing::random_tensors<T>(s, 5, 1.5f);
+    auto const spoil = [&](std::vector<T>& x, int row) {
+      x[static_cast<std::size_t>(row * dim + 7)] = static_cast<T>(__builtin_nanf(""));
+    };
+    for (int const row : {20, 63, 127, 149, 150 + 149, 300 + 64}) spoil(t.q, row);  // probes, too
+    for (int const key : {270, 300 + 280, 300 + 284}) spoil(t.k, key);
+    for (auto const limit : {mask::causal, mask::full}) {
+      auto const slow = sparse(attention{backend::reference{}}, limit);
+      auto const wanted = slow.make_plan(s);
+      REQUIRE(slow.plan(t.q_view(), t.k_view(), wanted, workspace<>{}).ok());
+      for (backend::cuda const b : paths) {
+        auto const fast = sparse(attention{b}, limit);
+        device_call<T> call(t);
+        poisoned const memory(fast.template workspace_bytes<T>(s));
+        auto const made = fast.make_plan(s);
+        status const planned =
+            fast.plan(call.q.view, call.k.view, made, {memory.data(), memory.bytes()});
+        REQUIRE_MESSAGE(planned.ok(), std::string(planned.message));
+        attention_plan<host> const copy(s, {made.view().chunk_rows});
+        REQUIRE(copy_plan(copy.view(), made.view()).ok());
+        check_cuda(cudaDeviceSynchronize());
+        check_same_plan(copy, wanted, {.rows = 300, .entries = 200, .recall = 1e-3f},
+                        "D " + std::to_string(dim) + " path " +
+                            std::to_string(static_cast<int>(b.path)) +
+                            (limit == mask::full ? " full" : " causal"));
+      }
+    }
   }
 }
 

@@ -18,13 +18,18 @@ inline constexpr int stage_bytes(int rows) noexcept {
   return rows * stage_stride<T, D> * static_cast<int>(sizeof(T));
 }
 
+/// No row is left out.
+struct every_row {
+  __device__ constexpr bool operator()(int) const noexcept { return true; }
+};
+
 /// The block asks for `Rows` rows of `dim` elements, a multiple of 8: row_of(r) points to row r <
-/// count; rows from `count` >= 1 on are zeros, and so are elements from `dim` on. Ready after the
-/// copies are waited for and a barrier. Everything is written, so that old bits, NaN among them,
-/// never reach a product.
-template <class T, int D, int Rows, int Threads, class RowOf>
-__device__ inline void stage_rows(T* stage, bool vectors, int count, int dim,
-                                  RowOf const& row_of) noexcept {
+/// count; rows from `count` >= 1 on are zeros, and so are elements from `dim` on, and rows that
+/// takes(r) leaves out. Ready after the copies are waited for and a barrier. Everything is written,
+/// so that old bits, NaN among them, never reach a product.
+template <class T, int D, int Rows, int Threads, class RowOf, class Takes = every_row>
+__device__ inline void stage_rows(T* stage, bool vectors, int count, int dim, RowOf const& row_of,
+                                  Takes const& takes = {}) noexcept {
   constexpr int each = 16 / static_cast<int>(sizeof(T)), chunks = D / each;
   constexpr int across = Threads / chunks;  // rows that all threads copy at once
   static_assert(Threads % chunks == 0 && Rows % across == 0);
@@ -36,12 +41,13 @@ __device__ inline void stage_rows(T* stage, bool vectors, int count, int dim,
   for (int n = 0; n < Rows / across; ++n) {
     int const r = first + n * across;
     T const* const from = row_of(smaller(r, count - 1)) + at;
+    bool const taken = r < filled && takes(r);
     T* const place = to + n * across * stage_stride<T, D>;
     if (vectors) {
-      ptx::cp_async_16(place, from, r < filled ? 16 : 0);
+      ptx::cp_async_16(place, from, taken ? 16 : 0);
     } else {
 #pragma unroll
-      for (int i = 0; i < each; ++i) place[i] = r < filled ? from[i] : T{};
+      for (int i = 0; i < each; ++i) place[i] = taken ? from[i] : T{};
     }
   }
 }

@@ -207,7 +207,8 @@ __global__ void __launch_bounds__(contrast_threads)
           int const position = extent.position(i);
           float const on_sink = mine * scale.nats;
           float const on_pool = other * scale.nats;
-          float const share = pool_end(i) > first ? 1.f / (1.f + expf(on_sink - on_pool)) : 0.f;
+          float share = pool_end(i) > first ? 1.f / (1.f + expf(on_sink - on_pool)) : 0.f;
+          if (is_nan(share)) share = 1.f;  // the row looks
           bool const keeps = selector.keeps({on_sink, on_pool, share}, {position, h});
           if (keeps || is_text_row(in, b, position)) kind = row_class::active;
         }

@@ -10,9 +10,12 @@
 
 namespace omnisparse::kernel {
 
-/// The share of `part` in part + other, log-masses in nats; 0 where the part is empty.
-__device__ inline float mass_share(float part, float other) noexcept {
-  return part == empty_lse<float>() ? 0.f : 1.f / (1.f + expf(other - part));
+/// The share of `part` in part + other, log-masses in nats; 0 where the part is empty, `unknown`
+/// where they give none.
+__device__ inline float mass_share(float part, float other, float unknown) noexcept {
+  if (is_empty(part)) return 0.f;
+  float const share = 1.f / (1.f + expf(other - part));
+  return is_nan(share) ? unknown : share;
 }
 
 /// Is the row of a text segment, hence never lazy?
@@ -29,7 +32,7 @@ struct far_decision {
   Selector selector;
 
   __device__ row_class operator()(query_row row, bool text, float near, float far) const noexcept {
-    bool const keeps = selector.keeps({near, far, mass_share(far, near)}, row);
+    bool const keeps = selector.keeps({near, far, mass_share(far, near, 1.f)}, row);
     return keeps || text ? row_class::active : row_class::lazy;
   }
 };
@@ -43,7 +46,7 @@ struct coverage_decision {
   int* some = nullptr;
 
   __device__ row_class operator()(query_row row, bool, float seen, float left_out) const noexcept {
-    float const share = left_out == empty_lse<float>() ? 1.f : mass_share(seen, left_out);
+    float const share = is_empty(left_out) ? 1.f : mass_share(seen, left_out, 0.f);
     if (!rescue.rescues({share}, row)) return row_class::active;
     if (some != nullptr) *some = 1;
     return row_class::rescued;

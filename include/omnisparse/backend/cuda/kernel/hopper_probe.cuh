@@ -211,6 +211,7 @@ __device__ __forceinline__ void gather_pairs(Block& shared, Task const& task,
       int const head = segment.g * task.probes.group + place.y;
       auto const from = reinterpret_cast<unsigned long long>(task.q.at(segment.b, head, place.x));
       float const own_lse = lse;
+      unsigned const telling = __ballot_sync(~0u, exists && tells(own_lse));
       place = next;
       next = place_of(n + 2);
       lse = lse_of(place);
@@ -219,11 +220,11 @@ __device__ __forceinline__ void gather_pairs(Block& shared, Task const& task,
       for (int r = lane / chunks; r < 32; r += at_once) {
         auto const* const row = reinterpret_cast<uint4 const*>(__shfl_sync(~0u, from, r));
         ptx::cp_async_16(shared.q[at.slot] + tile::offset(warp_row + r, lane % chunks),
-                         row + lane % chunks, first + warp_row + r <= last && inside ? 16 : 0);
+                         row + lane % chunks, (telling >> r & 1u) != 0 && inside ? 16 : 0);
       }
       ptx::cp_async_commit();
       auto& columns = shared.columns[at.slot];
-      columns.lse[thread] = exists ? own_lse : __builtin_huge_valf();
+      columns.lse[thread] = exists && tells(own_lse) ? own_lse : __builtin_huge_valf();
       columns.left[thread] = exists ? window.begin : 0;
       columns.right[thread] = exists && task.limit == mask::full ? window.end : 0x7fffffff;
       if (thread == 0) columns.low = window;

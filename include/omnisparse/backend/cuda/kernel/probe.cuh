@@ -242,13 +242,13 @@ __global__ void __launch_bounds__(probe_threads, probe_tile<T, D>::blocks)
           [&](int r) {
             int2 const place = places[pair0 + r];
             return q_heads + place.y * q.stride(1) + place.x * q.stride(2);
-          });
+          },
+          [&](int r) { return tells(p.lse_of(shape, b, g, places[pair0 + r])); });
       if (int const r = static_cast<int>(threadIdx.x); r < tile_type::staged) {
         bool const exists = pair0 + r < pairs;
         key_range const w = window(smaller(pair0 + r, pairs - 1));
-        columns[buffer].lse[r] = exists
-                                     ? p.lse_of(shape, b, g, places[pair0 + r]) * collective::log2_e
-                                     : __builtin_huge_valf();
+        float const lse = exists ? p.lse_of(shape, b, g, places[pair0 + r]) : __builtin_huge_valf();
+        columns[buffer].lse[r] = tells(lse) ? lse * collective::log2_e : __builtin_huge_valf();
         columns[buffer].left[r] = exists ? w.begin : 0;
         columns[buffer].right[r] = exists && full ? w.end : 0x7fffffff;
       }

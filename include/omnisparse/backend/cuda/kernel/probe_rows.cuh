@@ -168,10 +168,14 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
+/// Does a pair of this log-sum-exp tell anything of the keys? Where it is NaN or infinite, no key
+/// has a share: the pair's row counts as zeros then, lest NaN in it meet all keys.
+__device__ inline bool tells(float lse) noexcept { return is_finite(lse); }
+
 /// What the second pass knows of a stage of pairs.
 template <int N>
 struct probe_columns {
-  float lse[N];  ///< log2 units; inf where there is no pair
+  float lse[N];  ///< log2 units; inf where there is no pair, or none that tells anything
   int left[N];   ///< far are the keys before the one, but for the sinks,
   int right[N];  ///< and from the other on
 };
@@ -194,9 +198,11 @@ OMNISPARSE_HD constexpr probe_view view_of(int begin, int end, key_range low, ke
 /// Writes what was seen of a key, and what the scorer makes of it.
 template <class Scorer>
 __device__ void write_score(scores_view const& scores, Scorer const& scorer, int list, int key,
-                            observation::probe_mass const& seen) noexcept {
+                            observation::probe_mass seen) noexcept {
   std::int64_t const at = std::int64_t{list} * scores.keys + key;
   token const t{key, segment::visual, false};
+  // Pairs that see an infinite or NaN key tell nothing; others have no share for it.
+  if (is_nan(seen.mass)) seen.mass = 0.f;
   scores.mass[at] = seen.mass;
   if constexpr (std::same_as<observed<Scorer>, observation::probe_mass>) {
     scores.score[at] = scorer.score(seen, t);
