@@ -56,10 +56,17 @@ __device__ inline void gather_tile(attend_task<T> const& task, attend_item const
   __syncwarp();  // sources may be overwritten
 }
 
-/// Two averages as a pair of T.
-template <class T>
-__device__ __forceinline__ std::uint32_t average_pair(float low, float high) {
-  return ptx::pair_of<T>(average_of<T>(low), average_of<T>(high));
+/// Makes averages of a row's sums, and its sum of weights 1, where `bound_averages` says so.
+template <class T, class Group>
+__device__ __forceinline__ void bound_row(Group& group, int half) {
+  if constexpr (Group::attends) {
+    constexpr int dim = Group::q_tile::panels * 64;
+    auto const each = [&](auto const& act) {
+#pragma unroll
+      for (int e = 2 * half; e < dim / 2; e += 4) act(group.sums[e]), act(group.sums[e + 1]);
+    };
+    if (bound_averages<T>(group.softmax.sum[half], each)) group.softmax.sum[half] = 1.f;
+  }
 }
 
 /// Writes the lse of a warpgroup's rows in order, and puts its part of out where its q rows were,
@@ -75,10 +82,11 @@ __device__ __forceinline__ void hand_over_tile(Group& group, attend_task<T> cons
   for (int half = 0; half < 2; ++half) {
     int const i = item.first_row + group.row(half);
     bool const sees = i < item.q_tokens && !group.softmax.is_empty(half);
-    weight[half] = sees ? 1.f / group.softmax.sum[half] : 0.f;
     if (group.lane() % 4 == 0 && i < task.call.shape.q_tokens) {
       task.lse(item.batch, item.head, i) = sees ? group.softmax.lse(half, task.terms) : empty_lse();
     }
+    if (sees) bound_row<T>(group, half);
+    weight[half] = sees ? 1.f / group.softmax.sum[half] : 0.f;
     if constexpr (Group::attends) {
       if (!sees) {  // a row that does not exist may have met NaN
 #pragma unroll
@@ -95,10 +103,10 @@ __device__ __forceinline__ void hand_over_tile(Group& group, attend_task<T> cons
     for (int s = 0; s < dim / 16; ++s) {
       int const chunk = 2 * s + group.lane() / 16;
       ptx::store_matrices(base + static_cast<std::uint32_t>(tile::offset(row, chunk)),
-                          average_pair<T>(o[8 * s] * weight[0], o[8 * s + 1] * weight[0]),
-                          average_pair<T>(o[8 * s + 2] * weight[1], o[8 * s + 3] * weight[1]),
-                          average_pair<T>(o[8 * s + 4] * weight[0], o[8 * s + 5] * weight[0]),
-                          average_pair<T>(o[8 * s + 6] * weight[1], o[8 * s + 7] * weight[1]));
+                          ptx::pair_of<T>(o[8 * s] * weight[0], o[8 * s + 1] * weight[0]),
+                          ptx::pair_of<T>(o[8 * s + 2] * weight[1], o[8 * s + 3] * weight[1]),
+                          ptx::pair_of<T>(o[8 * s + 4] * weight[0], o[8 * s + 5] * weight[0]),
+                          ptx::pair_of<T>(o[8 * s + 6] * weight[1], o[8 * s + 7] * weight[1]));
     }
     ptx::fence_shared_for_async();
   }
@@ -141,7 +149,6 @@ __device__ __forceinline__ void scatter_tile(Group& group, attend_task<T> const&
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const row = group.shared.rows[slot][group.row(half)].row;
-    float const sum = group.softmax.sum[half];
     bool const empty = group.softmax.is_empty(half);
     if (row < 0 || (merges && empty)) continue;
     int const head = item.head + row % per_head, i = row / per_head;
@@ -158,6 +165,8 @@ __device__ __forceinline__ void scatter_tile(Group& group, attend_task<T> const&
     }
     float const theirs = merges ? *lse : empty_lse(), mine = group.softmax.lse(half, task.terms);
     float const whole = merge_lse(theirs, mine);
+    if (!empty) bound_row<T>(group, half);
+    float const sum = group.softmax.sum[half];
     float const weight = empty ? 0.f : merge_weight(mine, whole) / sum;
     float const kept = merge_weight(theirs, whole);
     __syncwarp(0xfu << (group.lane() & 28));  // all four threads of the row have read its lse
@@ -169,7 +178,7 @@ __device__ __forceinline__ void scatter_tile(Group& group, attend_task<T> const&
         float const low = empty ? 0.f : group.sums[e] * weight;
         float const high = empty ? 0.f : group.sums[e + 1] * weight;
         if (8 * w >= dim) continue;
-        out[4 * w] = average_pair<T>(low + kept * ptx::low_of<T>(before[w]),
+        out[4 * w] = ptx::pair_of<T>(low + kept * ptx::low_of<T>(before[w]),
                                      high + kept * ptx::high_of<T>(before[w]));
       }
     }

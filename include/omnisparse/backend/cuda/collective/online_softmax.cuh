@@ -39,15 +39,34 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], key_range const (&see
   }
 }
 
-/// An average of values of T, before it is rounded to T. It is never larger than the largest of
-/// them, but terms rounded to T may add up to more: no infinity comes of that.
+/// The largest finite value of T.
 template <class T>
-__device__ __forceinline__ float average_of(float x) {
-  if constexpr (std::is_same_v<T, half>) {
-    constexpr float most = 65504.f, rounded = most * (1.f + 0x1p-10f);
-    return fabsf(x) <= rounded ? clamped(x, -most, most) : x;
+inline constexpr float largest_value = std::is_same_v<T, half>       ? 65504.f
+                                       : std::is_same_v<T, bfloat16> ? 0x1.fep127f
+                                                                     : 0x1.fffffep127f;
+
+/// An average of values of T, before it is rounded to T. It is never larger than the largest of
+/// them, but weights that were rounded may add up to more: no infinity comes of that, while those
+/// among the values show.
+template <class T>
+__device__ __forceinline__ float bounded_average(float x) {
+  return is_finite(x) ? clamped(x, -largest_value<T>, largest_value<T>) : x;
+}
+
+/// Makes bounded averages of sums of weighted values where some are too large for T, and says
+/// whether it did. `total` sums the weights, as they were before they were rounded; each(act) calls
+/// act(sum) for every sum.
+template <class T, class Each>
+__device__ __forceinline__ bool bound_averages(float total, Each const& each) {
+  if constexpr (std::is_same_v<T, float>) {
+    return false;
+  } else {
+    float top = 0.f;
+    each([&](float const& sum) { top = fmaxf(top, fabsf(sum)); });
+    if (!(top > largest_value<T> * total)) return false;
+    each([&](float& sum) { sum = bounded_average<T>(sum / total); });
+    return true;
   }
-  return x;
 }
 
 /// Maximum and sum of each row so far, of attention to values of T. The maximum is kept raw,

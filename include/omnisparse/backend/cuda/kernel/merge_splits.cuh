@@ -52,7 +52,10 @@ __global__ void __launch_bounds__(merge_threads)
           low += weight * part[0];
           high += weight * part[1];
         }
-        if (2 * pair < shape.dim) out[pair] = collective::average_pair<T>(low, high);
+        if (2 * pair < shape.dim) {
+          out[pair] = ptx::pair_of<T>(collective::bounded_average<T>(low),
+                                      collective::bounded_average<T>(high));
+        }
       }
     }
   }

@@ -62,7 +62,7 @@ __device__ __forceinline__ void add_infinite(float (&o)[Across][D / 8][4], T con
 template <class T, int D, bool Values, int Across, class Tile>
 __device__ __forceinline__ void store_rows(collective::portable_task<T> const& task,
                                            row_tile const& place, Tile const& tile,
-                                           float const (&o)[Across][D / 8][4],
+                                           float (&o)[Across][D / 8][4],
                                            collective::online_softmax<T> const (&softmax)[Across],
                                            unsigned char* stage) noexcept {
   using layout = collective::row_layout<T, D>;
@@ -76,20 +76,23 @@ __device__ __forceinline__ void store_rows(collective::portable_task<T> const& t
     for (int half = 0; half < 2; ++half) {
       int const r = first + 16 * m + 8 * half + lane / 4;
       bool const empty = r >= tile.frame.existing || softmax[m].is_empty(half);
-      float const share = empty ? 0.f : 1.f / softmax[m].sum[half];
+      float share = empty ? 0.f : 1.f / softmax[m].sum[half];
       if (lane % 4 == 0 && r < tile.frame.rows) {
         int const row = task.schedule.row(shape, place.list, place.first + r);
         task.lse(b, first_head + row % group, row / group) =
             empty ? -__builtin_huge_valf() : softmax[m].lse(half, task.terms);
       }
       if constexpr (Values) {
+        auto const each = [&](auto const& act) {
+#pragma unroll
+          for (int n = 0; n < D / 8; ++n) act(o[m][n][2 * half]), act(o[m][n][2 * half + 1]);
+        };
+        if (!empty && collective::bound_averages<T>(softmax[m].sum[half], each)) share = 1.f;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
           T* const to = layout::at(stage, r, 8 * n + lane % 4 * 2);
-          to[0] =
-              static_cast<T>(collective::average_of<T>(empty ? 0.f : o[m][n][2 * half] * share));
-          to[1] = static_cast<T>(
-              collective::average_of<T>(empty ? 0.f : o[m][n][2 * half + 1] * share));
+          to[0] = static_cast<T>(empty ? 0.f : o[m][n][2 * half] * share);
+          to[1] = static_cast<T>(empty ? 0.f : o[m][n][2 * half + 1] * share);
         }
       }
     }
