@@ -113,6 +113,10 @@ constexpr status check_options(Policies const& p) noexcept {
     return {status_code::invalid_option,
             "omnisparse: chunk counts query rows: it must be >= 0, 0 for the whole call"};
   }
+  if (p.below != crossover::never && p.below != crossover::measured) {
+    return {status_code::invalid_option,
+            "omnisparse: crossover is crossover::never or crossover::measured: choose one of them"};
+  }
   if (!is_up_to(p.scale.value, 1e30)) {
     return {status_code::invalid_option,
             "omnisparse: softmax_scale is the factor on q . k, in (0, 1e30], or 0 for 1 / sqrt D; "

@@ -117,6 +117,7 @@ TEST_CASE("an option out of range is refused by a sentence, on every way in") {
     refused_everywhere(base.with(softmax_scale{bad}), "softmax_scale");
   }
   refused_everywhere(base.with(outside<mask>()), "mask");
+  refused_everywhere(base.with(outside<crossover>()), "crossover");
   refused_everywhere(attention{backend::cpu{.threads = -1}}, "threads");
   refused_everywhere(base.with(selector::sink_contrast{.range = outside<pool_range>()}),
                      "pool_range");
