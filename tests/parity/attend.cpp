@@ -98,7 +98,7 @@ TEST_CASE("NaN and infinity reach only the rows that see them") {
         auto const m = oracle::mask_of(plan, 10, 2, true, 0, h, 150, 150);
         for (int i = 0; i < 150; ++i) {
           if (m(i, at) > 0) {
-            if (in_v) CHECK_FALSE(std::isfinite(b.out_view(0, h, i, 0)));
+            if (in_v) CHECK_FALSE(is_finite(b.out_view(0, h, i, 0)));
             continue;
           }
           ++unseen;

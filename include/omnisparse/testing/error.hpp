@@ -3,6 +3,7 @@
 #pragma once
 
 #include <omnisparse/core/dtype.hpp>
+#include <omnisparse/core/math.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -26,8 +27,8 @@ distance compare(std::vector<T> const& values, std::vector<U> const& oracle) {
   double dot = 0, xx = 0, yy = 0;
   for (std::size_t n = 0; n < oracle.size(); ++n) {
     double const x = static_cast<double>(values[n]), y = static_cast<double>(oracle[n]);
-    if (x == y && !std::isfinite(x)) continue;
-    if (!std::isfinite(x) || !std::isfinite(y)) {
+    if (x == y && !is_finite(x)) continue;
+    if (!is_finite(x) || !is_finite(y)) {
       d.largest = std::numeric_limits<double>::infinity();
       return d;
     }
