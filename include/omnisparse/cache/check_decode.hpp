@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-namespace omnisparse {
+namespace omnisparse::inline OMNISPARSE_TARGET {
 
 /// Refuses a step whose rows name a sequence that the cache does not have in use. Host caches.
 template <class T>
@@ -69,4 +69,4 @@ constexpr status check_decode_call(decode_call<T, Space> const& c,
 }
 
 }  // namespace detail
-}  // namespace omnisparse
+}  // namespace omnisparse::inline OMNISPARSE_TARGET

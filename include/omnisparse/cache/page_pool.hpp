@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-namespace omnisparse {
+namespace omnisparse::inline OMNISPARSE_TARGET {
 
 /// Page numbers [0, pages) handed out and taken back in O(1). The bookkeeping is on the host.
 class page_pool {
@@ -41,4 +41,4 @@ class page_pool {
   int pages_ = 0;
 };
 
-}  // namespace omnisparse
+}  // namespace omnisparse::inline OMNISPARSE_TARGET

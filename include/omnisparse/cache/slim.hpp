@@ -10,7 +10,7 @@
 
 #include <algorithm>
 
-namespace omnisparse::detail {
+namespace omnisparse::detail::inline OMNISPARSE_TARGET {
 
 // Answers `is key j of this KV head stored?` for sequence b of a plan: asks the policy about
 // token{j, kind, kept}, where kept means in the last list or in the last row's near field.
@@ -67,4 +67,4 @@ status check_slim(plan_view<host> const& plan, inputs<host> const& in, int b,
   return check_inputs(in, plan.shape);
 }
 
-}  // namespace omnisparse::detail
+}  // namespace omnisparse::detail::inline OMNISPARSE_TARGET

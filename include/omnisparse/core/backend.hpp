@@ -10,6 +10,7 @@ namespace omnisparse {
 struct in_order {};
 
 namespace backend {
+inline namespace OMNISPARSE_TARGET {
 
 /// The fast CPU backend: tiles that fit the caches, OpenMP threads where found.
 struct cpu {
@@ -24,6 +25,7 @@ struct reference {
   using stream = in_order;
 };
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace backend
 
 /// What a backend does: specialised by each backend in its own header.

@@ -57,6 +57,7 @@ struct attention_call {
 };
 
 namespace detail {
+inline namespace OMNISPARSE_TARGET {
 
 // The sentence that a policy has about its own options; null where it has none, or no say.
 template <class P>
@@ -185,5 +186,6 @@ inline constexpr status workspace_refusal() noexcept {
           "counted for this dtype and thread count"};
 }
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace detail
 }  // namespace omnisparse

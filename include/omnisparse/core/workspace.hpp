@@ -34,6 +34,7 @@ class workspace {
 };
 
 namespace detail {
+inline namespace OMNISPARSE_TARGET {
 
 // Hands out aligned pieces of a workspace, or only counts them when made from nothing: the same
 // code answers `workspace_bytes` and lays the memory out, so the two cannot disagree.
@@ -68,5 +69,6 @@ class arena {
   std::size_t end_ = 0;
 };
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace detail
 }  // namespace omnisparse

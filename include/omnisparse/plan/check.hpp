@@ -13,6 +13,7 @@
 namespace omnisparse {
 
 namespace detail {
+inline namespace OMNISPARSE_TARGET {
 
 // Calls visit(part, bytes) for each part of a plan's memory; null parts too. Its frame is sound.
 template <class Space, class Visit>
@@ -49,7 +50,10 @@ constexpr status check_plan_frame(plan_view<Space> const& plan,
   return {};
 }
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace detail
+
+inline namespace OMNISPARSE_TARGET {
 
 /// Refuses a plan that was made for another shape, has null parts, an unknown row class, or a list
 /// that is too long, unsorted, repeats an entry or leaves [0, kv_tokens). Host plans only; reads
@@ -83,7 +87,10 @@ inline status check_plan(plan_view<host> const& plan, attention_shape const& sha
   return {};
 }
 
+}  // namespace OMNISPARSE_TARGET
+
 namespace detail {
+inline namespace OMNISPARSE_TARGET {
 
 // A plan's memory that a planner can write for this call.
 template <class Space>
@@ -138,5 +145,6 @@ status check_plan_copy(plan_view<To> const& to, plan_view<From> const& from) noe
       "attention_plan, which owns its memory");
 }
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace detail
 }  // namespace omnisparse

@@ -61,6 +61,10 @@ class attention_plan {
 
   /// Room for a call of `shape` with lists of `rows` rows (0: one list for the call) and at most
   /// `capacity` tokens (-1: kv_tokens, which never clamps a budget).
+#if defined(__GNUC__)
+  // The one type of all targets: each unit has the code in its own functions.
+  [[gnu::always_inline]]
+#endif
   explicit attention_plan(attention_shape const& shape, chunk rows = {},
                           int capacity = -1) noexcept {
     if (!detail::check_counts(shape).ok() || rows.rows < 0 || capacity > detail::most_rows) return;

@@ -13,6 +13,7 @@
 namespace omnisparse {
 
 namespace detail {
+inline namespace OMNISPARSE_TARGET {
 
 // The file: this header, row classes, counts, recalls, then each list at its own length.
 // Little-endian, as every machine that runs this library.
@@ -24,7 +25,10 @@ struct plan_header {
 };
 static_assert(sizeof(plan_header) == 44);
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace detail
+
+inline namespace OMNISPARSE_TARGET {
 
 /// The bytes of a host plan: one byte a row, 4 a kept token, 8 a list, 44 of header. None for a
 /// plan that `check_plan` refuses.
@@ -109,4 +113,5 @@ inline status from_bytes(std::string_view bytes, attention_plan<host>& plan) noe
   return {};
 }
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace omnisparse

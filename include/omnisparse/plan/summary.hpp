@@ -15,6 +15,8 @@
 
 namespace omnisparse {
 
+inline namespace OMNISPARSE_TARGET {
+
 /// The numbers of a plan. Means over the batch; per head where a head's name stands beside.
 struct plan_summary {
   struct of_head {
@@ -148,4 +150,5 @@ inline std::string to_string(plan_summary const& sum) {
   return text;
 }
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace omnisparse

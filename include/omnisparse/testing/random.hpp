@@ -57,6 +57,8 @@ struct tensors {
   }
 };
 
+inline namespace OMNISPARSE_TARGET {
+
 /// Normal q, k, v; `sharpness` scales q, so that larger values concentrate the attention. A few
 /// keys of every head are heavy columns, and the first key is a sink.
 template <class T>
@@ -81,4 +83,5 @@ tensors<T> random_tensors(attention_shape const& s, std::uint64_t seed, float sh
   return t;
 }
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace omnisparse::testing

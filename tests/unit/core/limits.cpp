@@ -120,7 +120,7 @@ TEST_CASE("lengths and segments are checked wherever they are taken") {
     CHECK(sum.heads.empty());
     CHECK(sum.mask_pairs == 0);
     CHECK(to_string(sum).starts_with("omnisparse: "));
-    CHECK(std::isnan(r.out[0]));
+    CHECK(is_nan(r.out[0]));
     CHECK(cache.appended(n) == 0);
   };
   int const three[3] = {8, 8, 8};

@@ -10,7 +10,7 @@
 #include <omnisparse/core/workspace.hpp>
 #include <omnisparse/plan/plan.hpp>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// One thread's memory: a tile's rows, their limits in each run, and the tile kernel's scratch.
 template <class A>
@@ -298,4 +298,4 @@ void clear_missing_rows(attention_call<T, host> const& call) noexcept {
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

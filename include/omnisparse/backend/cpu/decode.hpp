@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// Pages of one part: enough work for a thread, and bits that do not depend on threads.
 inline constexpr int part_pages = 8;
@@ -285,4 +285,4 @@ void decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache
   });
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

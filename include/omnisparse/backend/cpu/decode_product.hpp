@@ -22,7 +22,7 @@
 #  pragma GCC diagnostic ignored "-Wignored-attributes"  // vector types as template arguments
 #endif
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// Stored tokens of one step: their probabilities stay in L1.
 inline constexpr int decode_keys = 64;
@@ -217,7 +217,7 @@ void add_values(A const* p, int count, T const* values, int tokens, int dim, std
   });
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET
 
 #if defined(__GNUC__) && !defined(__clang__)
 #  pragma GCC diagnostic pop

@@ -13,7 +13,7 @@
 #include <limits>
 #include <type_traits>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// The type of exact sums over elements of type T: long double for double, else double.
 template <class T>
@@ -88,4 +88,4 @@ accumulator_t<T> exact_row(T const* q, int dim, softmax_scale scale, ForEachKey 
   return keys == 0 ? empty_lse<A>() : static_cast<A>(high + std::log(total));
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

@@ -13,7 +13,7 @@
 #include <cstddef>
 #include <limits>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// Rows of a tile and keys of a step. A step's keys, values and probabilities fit the L2 cache.
 inline constexpr int tile_rows = 96;
@@ -313,4 +313,4 @@ void store_tile_row(tile_scratch<A> const& s, int r, int dim, T* out) noexcept {
   for (int d = 0; d < dim; ++d) out[d] = static_cast<T>(sums[d] * scale);
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

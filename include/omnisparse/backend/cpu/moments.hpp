@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// A pyramid of block moments over the keys of one (batch, KV head). Each block is a row that one
 /// product with an extended query turns into its logit, log2 units:
@@ -342,4 +342,4 @@ void estimate_tile(A const* q, int rows, key_range const* windows, near_field co
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

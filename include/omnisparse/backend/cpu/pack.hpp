@@ -15,7 +15,7 @@
 #  pragma GCC diagnostic ignored "-Wignored-attributes"  // vector types as template arguments
 #endif
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// Columns of a packed value row: dim rounded up to whole strips, the rest zero.
 template <class A>
@@ -155,7 +155,7 @@ bool pack_rows(At at, int rows, int dim, A scale, A* packed) noexcept {
   return larger(tail, simd::predux_max(most)) < modest<A>;
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET
 
 #if defined(__GNUC__) && !defined(__clang__)
 #  pragma GCC diagnostic pop

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// Keys and values of every (batch, KV head), or of kept lists, in panels and padded rows.
 template <class A>
@@ -81,4 +81,4 @@ void pack_call(attention_call<T, host> const& call, int threads,
   });
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

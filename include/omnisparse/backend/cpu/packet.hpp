@@ -18,7 +18,7 @@
 #  pragma GCC diagnostic ignored "-Wignored-attributes"  // vector types as template arguments
 #endif
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 namespace simd = Eigen::internal;
 
@@ -91,7 +91,9 @@ inline packet<A> exp2_of(packet<A> x) noexcept {
     P const low = simd::pmax(x, simd::pset1<P>(-127.f));
     P shifted = simd::padd(low, round);
     hold(shifted);
-    P const f = simd::psub(low, simd::psub(shifted, round));
+    P whole = simd::psub(shifted, round);
+    hold(whole);
+    P const f = simd::psub(low, whole);
     P y = simd::pset1<P>(0.001326472731307149f);  // minimax on [-1/2, 1/2], relative error 1e-7
     y = simd::pmadd(y, f, simd::pset1<P>(0.009671512991189957f));
     y = simd::pmadd(y, f, simd::pset1<P>(0.05550733581185341f));
@@ -109,7 +111,7 @@ inline packet<A> exp2_of(packet<A> x) noexcept {
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET
 
 #if defined(__GNUC__) && !defined(__clang__)
 #  pragma GCC diagnostic pop

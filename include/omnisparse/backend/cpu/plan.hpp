@@ -11,7 +11,7 @@
 #include <cmath>
 #include <utility>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 using detail::wants;
 
@@ -392,4 +392,4 @@ void rescue(attention_call<T, host> const& call, Policies const& p, plan_view<ho
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

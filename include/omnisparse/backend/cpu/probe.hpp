@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// A chunk whose probes run: its rows, and which keys they may keep.
 struct probed_chunk {
@@ -261,4 +261,4 @@ void join_parts(probe_memory<A> const& p, std::ptrdiff_t list, int parts, int ke
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

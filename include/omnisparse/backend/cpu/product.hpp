@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// S = q k^T for one block of rows and `panels` neighbouring panels of keys: q [dim][block_rows],
 /// panels [dim][lanes] each, out block_rows rows `ld` apart. 2 block_rows lanes dim FLOPs a panel.
@@ -65,4 +65,4 @@ inline void multiply_values(A const* p, A const* v, int keys, A* out, int v_ld) 
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <vector>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// scale q . k, exact enough for all finite elements.
 template <class T>
@@ -105,4 +105,4 @@ void reference_attend(attention_call<T, host> const& call, near_field const& nea
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// What the decode classifier of head h sees: the row's logits on the mean of the first keys and on
 /// the mean of all others ever appended.
@@ -108,4 +108,4 @@ void reference_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> co
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

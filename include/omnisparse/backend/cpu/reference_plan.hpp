@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// The logarithm of the mass that the blocks of a pyramid stand for, seen by q [dim]. Only keys for
 /// which `counts(j)` holds enter the moments. See `far_estimate`.
@@ -321,4 +321,4 @@ void reference_plan(attention_call<T, host> const& call, Policies const& p,
   }
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

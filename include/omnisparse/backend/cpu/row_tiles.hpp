@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// A set of row classes.
 struct class_set {
@@ -214,4 +214,4 @@ inline std::size_t most_tiles(attention_shape const& shape) noexcept {
   return rows / tile_rows + std::min(rows, 3 * slots * count(shape.q_tokens)) + 1;
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

@@ -7,7 +7,21 @@
 
 #include <cstdint>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
+
+/// Orders of sorts: types of this target, so that what the standard library makes of them is too.
+struct ascending {
+  template <class A>
+  constexpr bool operator()(A x, A y) const noexcept {
+    return x < y;
+  }
+};
+struct descending {
+  template <class A>
+  constexpr bool operator()(A x, A y) const noexcept {
+    return x > y;
+  }
+};
 
 /// Scores and indices in one integer: ascending order is score descending, then index ascending.
 /// NaN ranks last; -0 ties with 0.
@@ -32,7 +46,7 @@ double concentration(A const* mass, Key key, int count, flatness_by by, A* share
   if (by == flatness_by::top_share) {
     int const top = ceil_div(count, 20);
     for (int n = 0; n < count; ++n) shares[n] = mass[key(n)];
-    std::nth_element(shares, shares + top - 1, shares + count, std::greater<>{});
+    std::nth_element(shares, shares + top - 1, shares + count, descending{});
     for (int n = 0; n < top; ++n) result += static_cast<double>(shares[n]) / sum;
     return result;
   }
@@ -51,7 +65,7 @@ int reach_of(std::uint64_t* rank, int ranked, A const* mass, double held, double
   int low = 0, high = ranked;  // the answer is in [low, high]; `held` counts what is before low
   while (high - low > 16) {
     int const middle = low + (high - low) / 2;
-    std::nth_element(rank + low, rank + middle, rank + high);
+    std::nth_element(rank + low, rank + middle, rank + high, ascending{});
     double upper = held;
     for (int n = low; n < middle; ++n) upper += static_cast<double>(mass[ranked_index(rank[n])]);
     if (upper < wanted) {
@@ -61,7 +75,7 @@ int reach_of(std::uint64_t* rank, int ranked, A const* mass, double held, double
       high = middle;
     }
   }
-  std::sort(rank + low, rank + high);
+  std::sort(rank + low, rank + high, ascending{});
   for (; low < high && held < wanted; ++low) {
     held += static_cast<double>(mass[ranked_index(rank[low])]);
   }
@@ -167,7 +181,7 @@ void select_chunks(attention_call<T, host> const& call, Policies const& policies
     }
     int const most = smaller(clamped(wanted, 0, kv.tokens), larger(0, plan.capacity - c.texts));
     if (most > 0 && most < kv.tokens) {
-      std::nth_element(rank, rank + most - 1, rank + kv.tokens);
+      std::nth_element(rank, rank + most - 1, rank + kv.tokens, ascending{});
     }
     int* const kept = plan.kept_at(b, first_chunk + chunk, g);
     double sum = p.held[list];
@@ -181,11 +195,11 @@ void select_chunks(attention_call<T, host> const& call, Policies const& policies
         if (is_text(c.far.key(n))) kept[size++] = c.far.key(n);
       }
     }
-    std::sort(kept, kept + size);
+    std::sort(kept, kept + size, ascending{});
     plan.kept_counts[at] = size;
     double const total = total_of(c);
     if (probing && total > 0) plan.recalls[at] = static_cast<float>(sum / total);
   });
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

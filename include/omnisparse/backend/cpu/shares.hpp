@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// The share of `part` in part + other, log-masses in nats; 0 where the part is empty, `unknown`
 /// where they give none.
@@ -24,4 +24,4 @@ inline double contrast_share(double on_sink, double on_mean) noexcept {
   return is_nan(share) ? 1.0 : share;
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

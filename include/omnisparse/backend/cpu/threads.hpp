@@ -2,11 +2,13 @@
 /// Threads by OpenMP where found, one thread elsewhere. Results never depend on their number.
 #pragma once
 
+#include <omnisparse/core/config.hpp>
+
 #if defined(_OPENMP)
 #  include <omp.h>
 #endif
 
-namespace omnisparse::cpu {
+namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 
 /// Threads that a backend with `wanted` threads uses, at most 4096; 0 leaves the choice to OpenMP.
 inline int thread_count(int wanted) noexcept {
@@ -33,4 +35,4 @@ void parallel_for(int threads, long long count, Body const& body) noexcept {
   for (long long n = 0; n < count; ++n) body(n, 0);
 }
 
-}  // namespace omnisparse::cpu
+}  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET
