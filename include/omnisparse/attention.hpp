@@ -121,6 +121,17 @@ class attention {
     return changed;
   }
 
+  /// The same attention on at most so many threads.
+  constexpr attention with(threads most) const noexcept {
+    static_assert(
+        requires(Backend b) { b.threads = 1; },
+        "omnisparse: this backend has no threads to count: leave 'threads' to "
+        "backend::cpu");
+    attention changed = *this;
+    if constexpr (requires(Backend b) { b.threads = 1; }) changed.backend_.threads = most.count;
+    return changed;
+  }
+
   constexpr policies_type const& policies() const noexcept { return policies_; }
 
   /// Would a call of this shape and dtype run? ok, or the sentence that says why not: an extent, an

@@ -12,13 +12,16 @@
 #include <omnisparse/plan/dense.hpp>
 #include <omnisparse/rescue/none.hpp>
 
+#include <utility>
+
 namespace omnisparse {
 
 template <>
 struct engine<backend::cpu> {
   template <class T, class Policies>
-  static constexpr status can_run(backend::cpu, Policies const&, attention_shape const&) noexcept {
-    return {};
+  static constexpr status can_run(backend::cpu b, Policies const&,
+                                  attention_shape const&) noexcept {
+    return check_threads(b);
   }
 
   template <class T, class Policies>
@@ -38,9 +41,11 @@ struct engine<backend::cpu> {
   template <class T, class Policies>
   static status plan(backend::cpu b, Policies const& p, attention_call<T, host> const& call,
                      plan_view<host> const& plan, workspace_view<host> ws, in_order) noexcept {
-    detail::arena arena(ws.data, ws.bytes);
-    auto m = memory<T, Policies>::take(arena, call.shape, p, cpu::thread_count(b.threads));
-    if (!fits(ws, arena)) return detail::workspace_refusal();
+    auto taken = take_fitting(ws, b, [&](detail::arena& arena, int threads) {
+      return memory<T, Policies>::take(arena, call.shape, p, threads);
+    });
+    if (!taken.second) return detail::workspace_refusal();
+    auto& m = taken.first;
     cpu::pack_call(call, m.attend.threads, m.attend.kv);
     cpu::choose(call, p, plan, m.attend, m.plan);
     cpu::rescue(call, p, plan, m.attend, m.plan, false);
@@ -51,10 +56,11 @@ struct engine<backend::cpu> {
   static status run(backend::cpu b, Policies const& p, attention_call<T, host> const& call,
                     plan_view<host> const& plan, workspace_view<host> ws, in_order) noexcept {
     if (status const bad = check_plan(plan, call.shape); !bad.ok()) return bad;
-    detail::arena arena(ws.data, ws.bytes);
-    auto m =
-        cpu::attend_memory<accumulator_t<T>>::take(arena, call.shape, cpu::thread_count(b.threads));
-    if (!fits(ws, arena)) return detail::workspace_refusal();
+    auto taken = take_fitting(ws, b, [&](detail::arena& arena, int threads) {
+      return cpu::attend_memory<accumulator_t<T>>::take(arena, call.shape, threads);
+    });
+    if (!taken.second) return detail::workspace_refusal();
+    auto& m = taken.first;
     cpu::pack_call(call, m.threads, m.kv);
     cpu::clear_missing_rows(call);
     cpu::attend_rows(call, {.plan = plan}, p.near, p.limit, m, cpu::store_rows(call));
@@ -66,9 +72,11 @@ struct engine<backend::cpu> {
   template <class T, class Policies>
   static status attend(backend::cpu b, Policies const& p, attention_call<T, host> const& call,
                        workspace_view<host> ws, in_order) noexcept {
-    detail::arena arena(ws.data, ws.bytes);
-    auto m = memory<T, Policies>::take(arena, call.shape, p, cpu::thread_count(b.threads));
-    if (!fits(ws, arena)) return detail::workspace_refusal();
+    auto taken = take_fitting(ws, b, [&](detail::arena& arena, int threads) {
+      return memory<T, Policies>::take(arena, call.shape, p, threads);
+    });
+    if (!taken.second) return detail::workspace_refusal();
+    auto& m = taken.first;
     cpu::pack_call(call, m.attend.threads, m.attend.kv);
     cpu::clear_missing_rows(call);
     auto const store = cpu::store_rows(call);
@@ -106,11 +114,12 @@ struct engine<backend::cpu> {
                        kv_cache_ref<host, T> const& cache, workspace_view<host> ws,
                        in_order) noexcept {
     if (status const bad = check_decode(call, cache); !bad.ok()) return bad;
-    int const threads = cpu::thread_count(b.threads);
-    detail::arena arena(ws.data, ws.bytes);
-    auto const m = take_decode(arena, cache, call.q.extent(0), call.q.extent(1), threads);
-    if (!fits(ws, arena)) return detail::workspace_refusal();
-    cpu::decode(call, cache, p, m, threads);
+    if (status const bad = check_threads(b); !bad.ok()) return bad;
+    auto const taken = take_fitting(ws, b, [&](detail::arena& arena, int threads) {
+      return take_decode(arena, cache, call.q.extent(0), call.q.extent(1), threads);
+    });
+    if (!taken.second) return detail::workspace_refusal();
+    cpu::decode(call, cache, p, taken.first);
     return {};
   }
 
@@ -151,8 +160,21 @@ struct engine<backend::cpu> {
                                                       cache.lane_pages, threads);
   }
 
-  static bool fits(workspace_view<host> ws, detail::arena const& arena) noexcept {
-    return ws.data != nullptr && arena.fits();
+  // take(arena, threads) for as many threads as fit, and whether even one does.
+  template <class Take>
+  static auto take_fitting(workspace_view<host> ws, backend::cpu b, Take const& take) noexcept {
+    for (int threads = cpu::thread_count(b.threads);; --threads) {
+      detail::arena arena(ws.data, ws.bytes);
+      auto m = take(arena, threads);
+      bool const fits = ws.data != nullptr && arena.fits();
+      if (fits || threads <= 1) return std::pair(m, fits);
+    }
+  }
+
+  static constexpr status check_threads(backend::cpu b) noexcept {
+    if (b.threads >= 0) return {};
+    return {status_code::invalid_option,
+            "omnisparse: a number of threads is at least 1, or 0 for as many as OpenMP would use"};
   }
 };
 

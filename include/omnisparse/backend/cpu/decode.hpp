@@ -27,6 +27,7 @@ struct decode_memory {
   unsigned char* fetches = nullptr;  ///< [rows, group]
   A* scores = nullptr;               ///< [threads, group, decode_ld]
   int* work = nullptr;               ///< [rows * parts]: the parts that hold tokens
+  int threads = 1;
   int parts = 0;
   int width = 0;  ///< dim, rounded up to whole packets
 
@@ -39,6 +40,7 @@ struct decode_memory {
              static_cast<std::size_t>(c);
     };
     decode_memory m;
+    m.threads = threads;
     m.parts = 2 * ceil_div(lane_pages, part_pages);
     m.width = round_up(dim, lanes<A>);
     m.q = arena.template take<A>(n(rows, group, dim));
@@ -223,8 +225,9 @@ void merge_parts(decode_call<T, host> const& call, kv_cache_ref<host, T> const& 
 /// One decode step. Sequences are in use and shapes fit (checked by the caller).
 template <class T, class Policies>
 void decode(decode_call<T, host> const& call, kv_cache_ref<host, T> const& cache, Policies const& p,
-            decode_memory<accumulator_t<T>> const& m, int threads) noexcept {
+            decode_memory<accumulator_t<T>> const& m) noexcept {
   using A = accumulator_t<T>;
+  int const threads = m.threads;
   int const dim = cache.dim, group = call.q.extent(1) / cache.kv_heads;
   int const rows = call.q.extent(0) * cache.kv_heads, lane_parts = m.parts / 2;
   A const scale = score_scale<A>(call.scale, dim);
