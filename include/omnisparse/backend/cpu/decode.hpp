@@ -139,7 +139,7 @@ void decode_step(lane_reader<T> const& from, typename lane_reader<T>::step const
       least = simd::pmin(least, simd::ploadu<packet<A>>(scores + h * decode_ld<A> + n));
     }
   }
-  bool const tame = is_finite(simd::predux_min(least));
+  bool const tame = !finite_math && is_finite(simd::predux_min(least));
   for (int h = 0; h < group; ++h) {
     A* const row = scores + h * decode_ld<A>;
     if (!tame && !(all_finite(row, sees(h).left) &&

@@ -170,14 +170,6 @@ inline void multiply_columns(A const* block, A const* panels, int dim, int colum
   }
 }
 
-/// Are all of these finite?
-template <class A>
-bool all_finite(A const* x, int count) noexcept {
-  detail::bits_of<A> most = 0;
-  for (int n = 0; n < count; ++n) most = larger(most, detail::magnitude_bits(x[n]));
-  return most < detail::infinity_bits<A>;
-}
-
 /// The sum of a row of which a score left the range of A: it stays NaN, so the row is finished
 /// exactly.
 template <class A>

@@ -312,6 +312,9 @@ void estimate_group(key_range const* windows, int first, int last, near_field co
           score = far > A(0) ? score + less : empty_lse<A>();
         }
       }
+      for (int r = 0; r < some; ++r) {
+        if (hides_nan(scores + r * ld, padded)) f.total[S::slot(r0) + r] = lost<A>();
+      }
       softmax_block<false>(scores, ld, some, padded, f.high + S::slot(r0), f.total + S::slot(r0),
                            shrink);
     }

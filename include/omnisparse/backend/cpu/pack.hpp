@@ -53,6 +53,36 @@ inline simd::PacketBlock<packet<A>, lanes<A>> load_transposed(At const& at, int 
   return block;
 }
 
+/// Does the compiler take every number for finite? Vector maxima may then drop a NaN, so where one
+/// matters it is looked for.
+inline constexpr bool finite_math =
+#if __FINITE_MATH_ONLY__
+    true;
+#else
+    false;
+#endif
+
+/// The largest bits of |x| among these.
+template <class A>
+detail::bits_of<A> most_bits(A const* x, std::ptrdiff_t count) noexcept {
+  detail::bits_of<A> most = 0;
+  for (std::ptrdiff_t n = 0; n < count; ++n) most = larger(most, detail::magnitude_bits(x[n]));
+  return most;
+}
+
+/// Are all of these finite?
+template <class A>
+bool all_finite(A const* x, std::ptrdiff_t count) noexcept {
+  return most_bits(x, count) < detail::infinity_bits<A>;
+}
+
+/// Is one of these a NaN that vector code may not pass on? Looks only where it may not.
+template <class A>
+bool hides_nan(A const* x, std::ptrdiff_t count) noexcept {
+  if constexpr (finite_math) return most_bits(x, count) > detail::infinity_bits<A>;
+  else return false;
+}
+
 /// Magnitudes below which no sum of products of two elements, one from q and one from k, leaves the
 /// range of A, for any D.
 template <class A>
@@ -65,6 +95,7 @@ bool pack_panel(At at, int count, int dim, A* panel) noexcept {
   constexpr int width = lanes<A>;
   auto most = simd::pset1<packet<A>>(A(0));
   A tail = A(0);
+  A const* const begin = panel;
   int const whole = dim / width * width;
   for (int first = 0; first < strip<A>; first += width, panel += std::ptrdiff_t{width} * dim) {
     int const some = count - first;
@@ -86,7 +117,7 @@ bool pack_panel(At at, int count, int dim, A* panel) noexcept {
       }
     }
   }
-  return larger(tail, simd::predux_max(most)) < modest<A>;
+  return larger(tail, simd::predux_max(most)) < modest<A> && !hides_nan(begin, panel - begin);
 }
 
 /// Packs value rows to [count, padded_dim]: row n is `at(n)` [dim]. Returns whether all are finite.
@@ -123,6 +154,7 @@ bool pack_rows(At at, int rows, int dim, A scale, A* packed) noexcept {
   auto const factor = simd::pset1<packet<A>>(scale);
   auto most = simd::pset1<packet<A>>(A(0));
   A tail = A(0);
+  A const* const begin = packed;
   int const whole = dim / width * width;
   for (int first = 0; first < rows; first += block_rows, packed += block_rows * dim) {
     int const some = smaller(block_rows, rows - first);
@@ -152,7 +184,7 @@ bool pack_rows(At at, int rows, int dim, A scale, A* packed) noexcept {
       }
     }
   }
-  return larger(tail, simd::predux_max(most)) < modest<A>;
+  return larger(tail, simd::predux_max(most)) < modest<A> && !hides_nan(begin, packed - begin);
 }
 
 }  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

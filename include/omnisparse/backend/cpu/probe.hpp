@@ -147,6 +147,7 @@ void probe_tile(attention_call<T, host> const& call, near_field const& near, mas
         for (int r = 0; r < some; ++r) {
           A* const row = block + std::ptrdiff_t{r} * ld;
           std::fill(row + clamped(ends[r0 + r] - base, 0, columns), row + columns, empty_lse<A>());
+          if (hides_nan(row, columns)) s.tile.total[slot + r] = lost<A>();
         }
         softmax_block<true>(block, ld, some, columns, s.tile.high + slot, s.tile.total + slot,
                             shrink);
