@@ -5,7 +5,16 @@
 
 #include <omnisparse/core/softmax_scale.hpp>
 
+// Where it makes AVX-512, g++ 12 takes its own intrinsics' undefined values for mistakes.
+#if defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC diagnostic push
+#  pragma GCC diagnostic ignored "-Wuninitialized"
+#  pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <Eigen/Core>
+#if defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC diagnostic pop
+#endif
 
 #include <cmath>
 #include <cstddef>
