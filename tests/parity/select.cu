@@ -691,11 +691,12 @@ TEST_CASE("packed rows are the listed rows, then zeros") {
       for (chunk_range const range : {chunk_range{0, 3}, chunk_range{1, 2}, chunk_range{2, 1}}) {
         check_pack<bfloat16, 128>(700, 700, {0, 1, 127, 128, 129, 700, 640}, tokens_first, range,
                                   damaged);
-        check_pack<half, 64>(700, 130, {130, 3, 0, 128, 64}, tokens_first, range, damaged);
+        check_pack<omnisparse::half, 64>(700, 130, {130, 3, 0, 128, 64}, tokens_first, range,
+                                         damaged);
         check_pack<float, 128>(90, 90, {90, 40, 1, 0}, tokens_first, range, damaged);
       }
       check_pack<bfloat16, 128>(9000, 9000, {9000, 5000, 17}, tokens_first, {0, 3}, damaged);
-      check_pack<half, 256>(1, 1, {1, 0}, tokens_first, {0, 3}, damaged);
+      check_pack<omnisparse::half, 256>(1, 1, {1, 0}, tokens_first, {0, 3}, damaged);
     }
   }
 }
