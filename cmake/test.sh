@@ -1,18 +1,23 @@
 #!/bin/sh
-# Installs what is missing, then builds and runs all tests: optimised, under the sanitizers, and, where
-# there is nvcc, those of the CUDA backend, which skip themselves where there is no GPU.
-#   sh cmake/test.sh [CMAKE OPTION ...]
-# OMNISPARSE_QUICK=1 runs the first of these only, OMNISPARSE_JOBS=N builds and tests N at a time.
-# Logs go to build/, and the last line counts what ran.
+# Installs what is missing, then builds and runs all CPU tests, optimised. With --all also under the
+# sanitizers and, where there is nvcc, all that it compiles; the GPU's tests skip themselves where
+# there is no GPU.
+#   sh cmake/test.sh [--all] [CMAKE OPTION ...]
+# OMNISPARSE_JOBS=N builds and tests N at a time. Logs go to build/, each job tells its minutes, and
+# the last line counts what ran.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 cd "$here"
 . cmake/packages.sh
-quick=${OMNISPARSE_QUICK:-0}
+all=0
+if [ "${1:-}" = --all ]; then
+  all=1
+  shift
+fi
 jobs=${OMNISPARSE_JOBS:-$(nproc 2>/dev/null || echo 2)}
 
 need_packages g++ cmake ninja-build libeigen3-dev doctest-dev libcli11-dev nlohmann-json3-dev python3
-if [ "$quick" = 0 ]; then
+if [ "$all" = 1 ]; then
   need_packages clang libomp-dev
   # Clang's sanitizer runtimes are a package of its own, named by its version.
   ! command -v apt-get >/dev/null 2>&1 || need_packages "libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev"
@@ -20,12 +25,19 @@ fi
 mkdir -p build
 
 passed=0 failed=0 skipped=0
+minutes=
 # Old sanitizer runtimes find no room for their shadow where addresses are very random.
 calm=
 if setarch "$(uname -m)" -R true 2>/dev/null; then calm="setarch $(uname -m) -R"; fi
 
-# job PRESET [CMAKE OPTION ...]: configures, builds, tests, and adds up the counts.
+# job PRESET [CMAKE OPTION ...]: configures, builds, tests; adds up the counts and notes the minutes.
 job() {
+  began=$(date +%s)
+  work "$@"
+  tenths=$((($(date +%s) - began + 3) / 6))
+  minutes="$minutes${minutes:+, }$1 $((tenths / 10)).$((tenths % 10))"
+}
+work() {
   preset=$1
   shift
   log="build/$preset.log"
@@ -42,19 +54,19 @@ job() {
   $calm ctest --test-dir "build/$preset" -j "$jobs" --output-on-failure --output-junit "$report" || true
   # The first lines of the report: <testsuite name=... tests="12" failures="0" disabled="0" skipped="1"
   count() { sed -n "/<testsuite/,/>/s/.*[[:space:]]$1=\"\([0-9]*\)\".*/\1/p" "$report" 2>/dev/null | head -n 1; }
-  all=$(count tests) bad=$(count failures) off=$(count disabled) skip=$(count skipped)
-  if [ "${all:-0}" -eq 0 ]; then
+  ran=$(count tests) bad=$(count failures) off=$(count disabled) skip=$(count skipped)
+  if [ "${ran:-0}" -eq 0 ]; then
     echo "== $preset: no test ran"
     failed=$((failed + 1))
     return
   fi
   failed=$((failed + bad))
   skipped=$((skipped + off + skip))
-  passed=$((passed + all - bad - off - skip))
+  passed=$((passed + ran - bad - off - skip))
 }
 
 job test "$@"
-if [ "$quick" = 0 ]; then
+if [ "$all" = 1 ]; then
   job asan "$@"
   # LLVM's archer tells the thread sanitizer about OpenMP's barriers; without it all is a race.
   archer=
@@ -80,5 +92,6 @@ if [ "$quick" = 0 ]; then
   fi
 fi
 
+echo "minutes: $minutes"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
