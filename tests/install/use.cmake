@@ -19,6 +19,17 @@ function(use project)
   endif()
 endfunction()
 
+# package_of_eigen(VERSION): a package that says it is that version, of the headers that are here.
+function(package_of_eigen version)
+  file(REMOVE_RECURSE ${WORK}/eigen-${version})
+  file(WRITE ${WORK}/eigen-${version}/Eigen3Config.cmake
+    "add_library(Eigen3::Eigen INTERFACE IMPORTED)\n"
+    "set_target_properties(Eigen3::Eigen PROPERTIES INTERFACE_INCLUDE_DIRECTORIES \"${EIGEN}\")\n")
+  include(CMakePackageConfigHelpers)
+  write_basic_package_version_file(${WORK}/eigen-${version}/Eigen3ConfigVersion.cmake
+    VERSION ${version} COMPATIBILITY SameMajorVersion ARCH_INDEPENDENT)
+endfunction()
+
 if(WAY STREQUAL "install")
   file(REMOVE_RECURSE ${prefix})
   step(${CMAKE_COMMAND} --install ${BINARY} --prefix ${prefix})
@@ -45,6 +56,31 @@ elseif(WAY STREQUAL "moved")
 
 elseif(WAY STREQUAL "subdirectory")
   use(host -DOMNISPARSE_SOURCE=${SOURCE})
+
+elseif(WAY STREQUAL "eigen_5")
+  package_of_eigen(5.0.1)
+  use(host -DCMAKE_PREFIX_PATH=${prefix} -DEigen3_DIR=${WORK}/eigen-5.0.1)
+
+elseif(WAY STREQUAL "eigen_6")
+  package_of_eigen(6.0)
+  execute_process(  # the system's own Eigen is hidden
+    COMMAND ${CMAKE_COMMAND} -S ${here}/host -B ${build} -G ${GENERATOR} -DCMAKE_MAKE_PROGRAM=${MAKE}
+      -DCMAKE_CXX_COMPILER=${COMPILER} -DCMAKE_PREFIX_PATH=${prefix} -DEigen3_DIR=${WORK}/eigen-6.0
+      -DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF -DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF
+    RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  message("${output}")
+  string(REGEX REPLACE "[ \n]+" " " output "${output}")
+  if(NOT failed OR NOT output MATCHES "Reason given by package: omnisparse: needs Eigen 3.4 to 5.x, and none was found: install")
+    message(FATAL_ERROR "an Eigen that is too new must be refused and the message say what to do")
+  endif()
+
+elseif(WAY STREQUAL "embedded")
+  use(embedding -DOMNISPARSE_SOURCE=${SOURCE})
+  step(${CMAKE_COMMAND} --install ${build} --prefix ${build}/prefix)
+
+elseif(WAY STREQUAL "embedded_with_eigen")
+  use(embedding -DOMNISPARSE_SOURCE=${SOURCE} -DEIGEN_INCLUDE_DIR=${EIGEN})
+  step(${CMAKE_COMMAND} --install ${build} --prefix ${build}/prefix)
 
 elseif(WAY STREQUAL "with_nvcc")
   use(cuda -DCMAKE_PREFIX_PATH=${prefix} -DCMAKE_CUDA_COMPILER=${NVCC} -DCMAKE_CUDA_ARCHITECTURES=80)
