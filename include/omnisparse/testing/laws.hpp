@@ -7,6 +7,7 @@
 #include <omnisparse/testing/error.hpp>
 #include <omnisparse/testing/random.hpp>
 
+#include <initializer_list>
 #include <vector>
 
 namespace omnisparse::testing {

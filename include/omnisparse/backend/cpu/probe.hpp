@@ -5,6 +5,7 @@
 #include <omnisparse/backend/cpu/attend.hpp>
 
 #include <cstdint>
+#include <initializer_list>
 
 namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 

@@ -9,6 +9,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <initializer_list>
+
 namespace omnisparse {
 
 namespace backend {
