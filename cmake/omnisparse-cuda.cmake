@@ -17,6 +17,14 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 80 90a-real)
 endif()
 enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.4)
+  set(omnisparse_cuda_FOUND FALSE)
+  string(CONCAT omnisparse_NOT_FOUND_MESSAGE
+    "omnisparse: component cuda needs CUDA 12.4 or newer, and nvcc is ${CMAKE_CUDA_COMPILER_VERSION}: "
+    "update the CUDA Toolkit, or set CMAKE_CUDA_COMPILER to a newer nvcc")
+  message(STATUS "${omnisparse_NOT_FOUND_MESSAGE}")
+  return()
+endif()
 find_package(CUDAToolkit REQUIRED)
 
 if(NOT TARGET omnisparse::cuda)

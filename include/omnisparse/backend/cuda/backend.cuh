@@ -11,6 +11,10 @@
 
 #include <initializer_list>
 
+#if CUDART_VERSION < 12040
+#  error "omnisparse: the CUDA backend needs CUDA 12.4 or newer: update the CUDA Toolkit"
+#endif
+
 namespace omnisparse {
 
 namespace backend {
