@@ -19,8 +19,12 @@ namespace omnisparse::cpu::inline OMNISPARSE_TARGET {
 template <class T>
 using exact_t = std::conditional_t<std::is_same_v<T, double>, long double, double>;
 
-/// scale q . k over elements of k that stand `step` apart.
+/// scale q . k over elements of k that stand `step` apart. Never inlined: a row asks again for the
+/// same logit, and to the last bit it must be the same.
 template <class T>
+#if defined(__GNUC__)
+[[gnu::noinline]]
+#endif
 exact_t<T> exact_logit(T const* q, T const* k, std::ptrdiff_t step, int dim,
                        softmax_scale scale) noexcept {
   using E = exact_t<T>;
