@@ -272,6 +272,8 @@ TEST_CASE_TEMPLATE("rows whose shares are NaN look far, and tell nothing of the 
       x[static_cast<std::size_t>(row * dim + 7)] = static_cast<T>(__builtin_nanf(""));
     };
     for (int const row : {20, 63, 127, 149, 150 + 149, 300 + 64}) spoil(t.q, row);  // probes, too
+    // Near to each row whose window begins where their block does: which other rows meet the
+    // block's mean, is a matter of its border.
     for (int const key : {270, 300 + 280, 300 + 284}) spoil(t.k, key);
     for (auto const limit : {mask::causal, mask::full}) {
       auto const slow = sparse(attention{backend::reference{}}, limit);
