@@ -22,7 +22,10 @@ status check_decode(decode_call<T, host> const& call, kv_cache_ref<host, T> cons
   return {};
 }
 
-namespace detail {
+}  // namespace omnisparse::inline OMNISPARSE_TARGET
+
+namespace omnisparse::detail {
+inline namespace OMNISPARSE_TARGET {
 
 // Rows and heads that a step on this cache may have.
 template <class Space, class T>
@@ -68,5 +71,5 @@ constexpr status check_decode_call(decode_call<T, Space> const& c,
   return strides_fit(c.q) && strides_fit(c.out) ? status{} : stride_refusal();
 }
 
-}  // namespace detail
-}  // namespace omnisparse::inline OMNISPARSE_TARGET
+}  // namespace OMNISPARSE_TARGET
+}  // namespace omnisparse::detail
