@@ -180,11 +180,12 @@ status attend_gathered(collective::attend_task<T>& task, hopper_memory<T> const&
   status s = read_device(traits);
   if (s.ok()) s = encode_keys<T, Values>(maps, task.call.k, task.call.v);
   if (!s.ok() || task.schedule.most_tiles == 0) return s;
-  // Ten items a multiprocessor: with fewer tiles their keys are split, down to about what loading
-  // the rows and ending an item costs.
+  // Ten items a multiprocessor: with fewer tiles their keys are split. Below so many keys an item
+  // costs no less, and two items a multiprocessor are enough.
   constexpr int least_keys = tuning::hopper_keys * (Values ? 8 : 16);
-  task.splits = memory.splits(task.call.shape.dim, D, 10 * traits.multiprocessors,
-                              task.call.shape.kv_tokens / least_keys);
+  attention_shape const& shape = task.call.shape;
+  task.splits = memory.splits(shape.dim, D, 10 * traits.multiprocessors,
+                              shape.kv_tokens / least_keys, 2 * traits.multiprocessors);
   s = launch_attend<T, D, true, Values>(task, maps, traits.multiprocessors, on);
   if (!s.ok()) return s;
   kernel::merge_splits<T, D, Values>

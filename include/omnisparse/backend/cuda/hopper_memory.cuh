@@ -63,12 +63,14 @@ struct hopper_memory {
   }
 
   /// Room for at most `wanted` partial row tiles of `width` columns, where packed lists of rows of
-  /// `dim` elements are at other times, and at most `most` of a tile.
-  collective::key_splits splits(int dim, int width, int wanted, int most) const noexcept {
+  /// `dim` elements are at other times. `worth` and `busy` as in key_splits.
+  collective::key_splits splits(int dim, int width, int wanted, int worth,
+                                int busy) const noexcept {
     std::int64_t const rows = schedule.tile_rows;
     auto const fit = pool_rows * dim * std::int64_t{sizeof(T)} / (rows * (width + 1) * 4);
     collective::key_splits s;
-    s.most = clamped(most, 1, collective::key_splits::limit);
+    s.worth = worth;
+    s.busy = busy;
     s.slots = static_cast<int>(smaller<std::int64_t>(fit, wanted));
     s.out = reinterpret_cast<float*>(pool.k);
     s.lse = s.out + s.slots * rows * width;

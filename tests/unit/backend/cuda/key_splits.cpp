@@ -31,4 +31,14 @@ TEST_CASE("few tiles are split often, many never, and never beyond the room") {
     CHECK((s.count(tiles) == 1 || s.count(tiles) * tiles <= 800));
   }
   CHECK(key_splits{}.count(5) == 1);
+
+  // Few keys are split as often as it is worth, or as it takes to fill the GPU.
+  key_splits const few{nullptr, nullptr, 800, 4, 120};
+  CHECK(few.count(1) == key_splits::limit);
+  CHECK(few.count(10) == 12);
+  CHECK(few.count(40) == 4);
+  CHECK(few.count(150) == 4);
+  CHECK(few.count(300) == 2);
+  CHECK(few.count(900) == 1);
+  CHECK(key_splits{nullptr, nullptr, 800, 0, 0}.count(5) == 1);
 }

@@ -12,11 +12,13 @@ struct key_splits {
   float* out = nullptr;             ///< [slots, tile rows, D]; slot = split * tiles + tile
   float* lse = nullptr;             ///< [slots, tile rows]
   int slots = 0;                    ///< partial tiles there is room for; 0: nothing is split
-  static constexpr int limit = 32;  ///< of `most`
-  int most = limit;                 ///< splits of a tile
+  static constexpr int limit = 32;  ///< most splits of a tile
+  int worth = limit;                ///< splits of a tile beyond which each has too few keys,
+  int busy = 0;                     ///< but for this many partial tiles, which fill the GPU
 
   OMNISPARSE_HD constexpr int count(int tiles) const noexcept {
-    return tiles > 0 ? clamped(slots / tiles, 1, most) : 1;
+    if (tiles <= 0) return 1;
+    return clamped(slots / tiles, 1, smaller(limit, larger(worth, busy / tiles)));
   }
 
   /// Split `n` of `count` of the keys [0, end), in whole key tiles from the right.
