@@ -18,7 +18,7 @@ using namespace omnisparse;
 attention_shape shape_of_case(benchmark::State const& state) {
   int const dim = static_cast<int>(state.range(0)), tokens = static_cast<int>(state.range(1));
   return dim == 64 ? attention_shape{1, 9, 3, tokens, tokens, 64}
-                   : attention_shape{1, 28, 4, tokens, tokens, 128};
+                   : attention_shape{1, 28, 4, tokens, tokens, dim};
 }
 
 double flops(attention_shape const& s) {
@@ -197,6 +197,12 @@ void shapes(benchmark::internal::Benchmark* b) {
 }  // namespace
 
 BENCHMARK(dense)->Apply(shapes);
+BENCHMARK(dense)  // heads that are no whole number of vectors, or of panels
+    ->Name("head_dimension")
+    ->ArgsProduct({{16, 20, 33, 40, 72, 80, 96, 112, 128, 160}, {2048}})
+    ->ArgNames({"D", "N"})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 BENCHMARK(sparse_attend)
     ->ArgsProduct({{64}, {16384}, {5, 10, 20, 30, 50}, {256}, {2048}})
     ->ArgsProduct(
