@@ -148,10 +148,13 @@ class attention {
   /// `crossover::measured`. False for what `can_run` refuses.
   template <element T = float>
   bool runs_dense(attention_shape const& shape) const noexcept {
-    if constexpr (detail::is_dense<policies_type>) return can_run<T>(shape).ok();
-    if (policies_.below == crossover::never || !can_run<T>(shape).ok()) return false;
-    return engine<Backend>::template crossover_of<T>(backend_, policies_, shape)
-        .prefers_dense(shape, policies_.limit);
+    if constexpr (detail::is_dense<policies_type>) {
+      return can_run<T>(shape).ok();
+    } else {
+      if (policies_.below == crossover::never || !can_run<T>(shape).ok()) return false;
+      return engine<Backend>::template crossover_of<T>(backend_, policies_, shape)
+          .prefers_dense(shape, policies_.limit);
+    }
   }
 
   /// Bytes of workspace that any call of this shape and dtype needs, at any lengths; 0 where
@@ -179,8 +182,10 @@ class attention {
   /// that see nothing get 0 and -inf.
   ///
   /// A NaN shows in every row that sees it: of q or k in all of out and in lse, of v in its column;
-  /// finite input gives finite output wherever the exact result is finite, rows that need more range
-  /// slowly. What lies beyond a length is never looked at.
+  /// finite input gives finite output wherever the exact result is finite, rows that need more
+  /// range slowly; on a GPU for scores below about 2^29 and float values below 0.999 of the
+  /// largest, and a NaN or infinity in v may there reach its tile's 64 rows. What lies beyond a
+  /// length is never looked at.
   ///
   /// Inputs may share memory and repeat themselves by strides of 0. No element of out, lse or the
   /// workspace may be one of an input or of another of the three, and no two of out, or of lse, may

@@ -2,8 +2,7 @@
 
 #include <doctest/doctest.h>
 
-// Each unit attends by both units' plans. With the older unit's argument alone the program stands
-// for an old processor: it must not meet an instruction of the newer one.
+// Each unit attends by both units' plans, by its own code; weak.py looks for code that they share.
 TEST_CASE("units of unlike flags keep to their own code and exchange plans") {
   std::string newer_plan, older_plan;
   unit_report const old = older_unit(older_plan);

@@ -19,9 +19,8 @@ namespace omnisparse {
 template <>
 struct engine<backend::cpu> {
   template <class T, class Policies>
-  static constexpr status can_run(backend::cpu b, Policies const&,
-                                  attention_shape const&) noexcept {
-    return check_threads(b);
+  static constexpr status can_run(backend::cpu, Policies const&, attention_shape const&) noexcept {
+    return {};
   }
 
   template <class T, class Policies>
@@ -114,7 +113,6 @@ struct engine<backend::cpu> {
                        kv_cache_ref<host, T> const& cache, workspace_view<host> ws,
                        in_order) noexcept {
     if (status const bad = check_decode(call, cache); !bad.ok()) return bad;
-    if (status const bad = check_threads(b); !bad.ok()) return bad;
     auto const taken = take_fitting(ws, b, [&](detail::arena& arena, int threads) {
       return take_decode(arena, cache, call.q.extent(0), call.q.extent(1), threads);
     });
@@ -169,12 +167,6 @@ struct engine<backend::cpu> {
       bool const fits = ws.data != nullptr && arena.fits();
       if (fits || threads <= 1) return std::pair(m, fits);
     }
-  }
-
-  static constexpr status check_threads(backend::cpu b) noexcept {
-    if (b.threads >= 0) return {};
-    return {status_code::invalid_option,
-            "omnisparse: a number of threads is at least 1, or 0 for as many as OpenMP would use"};
   }
 };
 

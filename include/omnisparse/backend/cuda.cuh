@@ -158,8 +158,8 @@ struct engine<backend::cuda> {
   static int scored_at_once(attention_shape const& shape, int chunks) noexcept {
     std::int64_t const each =
         std::int64_t{8} * shape.batch * shape.kv_heads * round_up(larger(1, shape.kv_tokens), 128);
-    return static_cast<int>(
-        clamped<std::int64_t>((std::int64_t{128} << 20) / each, 1, larger(1, chunks)));
+    return static_cast<int>(clamped<std::int64_t>(
+        (std::int64_t{128} << 20) / larger<std::int64_t>(1, each), 1, larger(1, chunks)));
   }
 
   // Most tokens that a list of this call can hold. Where the budget looks at nothing and no length

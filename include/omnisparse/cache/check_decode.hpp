@@ -38,8 +38,7 @@ constexpr status check_decode_shape(kv_cache_ref<Space, T> const& cache, int bat
   }
   std::int64_t const rows = std::int64_t{larger(1, batch)} * larger(1, q_heads);
   constexpr std::int64_t most_pages = std::int64_t{1} << 32;
-  if (!rows_fit(batch, q_heads, cache.kv_heads) ||
-      rows > most_pages / larger(1, cache.lane_pages)) {
+  if (!rows_fit(batch, q_heads, 1) || rows > most_pages / larger(1, cache.lane_pages)) {
     return shape_refusal(
         "omnisparse: decode takes at most 2^28 rows (B Hq), and 2^32 pages of max_tokens over all "
         "rows: split the step by batch");

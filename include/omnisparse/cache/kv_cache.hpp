@@ -39,15 +39,13 @@ constexpr status check_cache(kv_cache_options const& o) noexcept {
       o.pages < 0 || o.sink_keys < 1) {
     return refuse(
         "omnisparse: a cache has at least one sequence, KV head, element, token, page slot and "
-        "sink "
-        "key, and pages >= 0");
+        "sink key, and pages >= 0");
   }
   if (o.max_tokens > 1 << 30 || o.page_tokens > 1 << 20 || o.dim > detail::most_dim ||
       std::int64_t{o.dim} * o.page_tokens > 1 << 30) {
     return refuse(
         "omnisparse: a cache has at most 2^30 max_tokens, 2^20 page_tokens, a dim of 65536 and "
-        "2^30 "
-        "elements a page: take smaller ones");
+        "2^30 elements a page: take smaller ones");
   }
   if (!detail::rows_fit(o.sequences, o.kv_heads, 1)) {
     return refuse(

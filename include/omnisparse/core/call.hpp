@@ -123,10 +123,6 @@ constexpr status check_options(Policies const& p) noexcept {
             "omnisparse: softmax_scale is the factor on q . k, in (0, 1e30], or 0 for 1 / sqrt D; "
             "for a negative one negate q"};
   }
-  if (p.below != crossover::never && p.below != crossover::measured) {
-    return {status_code::invalid_option,
-            "omnisparse: the crossover is neither never nor measured: choose one of them"};
-  }
   char const* const why = policy_refusal(p);
   return why == nullptr ? status{} : status{status_code::invalid_option, why};
 }

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-namespace omnisparse::detail {
+namespace omnisparse::detail::inline OMNISPARSE_TARGET {
 
 inline constexpr status shape_refusal(char const* why) noexcept {
   return {status_code::invalid_shape, why};
@@ -109,4 +109,4 @@ constexpr status check_inputs(inputs<Space> const& in, attention_shape const& s)
   return check_optional(in.q_lengths, in.kv_lengths, in.segments);
 }
 
-}  // namespace omnisparse::detail
+}  // namespace omnisparse::detail::inline OMNISPARSE_TARGET

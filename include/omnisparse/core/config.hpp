@@ -33,7 +33,15 @@
 #else
 #  define OMNISPARSE_TARGET_LEVEL plain
 #endif
-#if defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if defined(__AVX512FP16__)
+#  define OMNISPARSE_TARGET_WIDE _fp16
+#elif defined(__AVX512VBMI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#  define OMNISPARSE_TARGET_WIDE _vbmi
+#elif defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#  define OMNISPARSE_TARGET_WIDE _dq_bw_vl
+#elif defined(__AVX512BW__)
+#  define OMNISPARSE_TARGET_WIDE _bw
+#elif defined(__AVX512DQ__) && defined(__AVX512VL__)
 #  define OMNISPARSE_TARGET_WIDE _dq_vl
 #elif defined(__AVX512DQ__)
 #  define OMNISPARSE_TARGET_WIDE _dq
@@ -51,7 +59,9 @@
 #else
 #  define OMNISPARSE_TARGET_FUSED
 #endif
-#if defined(__BMI2__)
+#if defined(__BMI2__) && defined(__LZCNT__)
+#  define OMNISPARSE_TARGET_BITS _bmi2_lzcnt
+#elif defined(__BMI2__)
 #  define OMNISPARSE_TARGET_BITS _bmi2
 #elif defined(__BMI__)
 #  define OMNISPARSE_TARGET_BITS _bmi
@@ -83,9 +93,9 @@
   OMNISPARSE_TARGET_JOIN_(a, b, c, d, e, f, g, h)
 /// The name of what a translation unit is compiled for: instruction sets, threads, what else
 /// changes the code or the layout of workspaces. All that depends on it is in an inline namespace
-/// of this name, the tags of the CPU backends too, so units of unlike flags in one program never
-/// run each other's code. Views, plans, policies, shapes and status are the same types in all of
-/// them.
+/// of this name, the tags of the CPU backends too, so that optimised units of unlike flags in one
+/// program never run each other's code; units that nvcc compiles must have the same flags. Views,
+/// plans, policies, shapes and status are the same types in all of them.
 #define OMNISPARSE_TARGET                                                                          \
   OMNISPARSE_TARGET_JOIN(OMNISPARSE_TARGET_LEVEL, OMNISPARSE_TARGET_WIDE, OMNISPARSE_TARGET_FUSED, \
                          OMNISPARSE_TARGET_BITS, OMNISPARSE_TARGET_EIGEN,                          \

@@ -31,6 +31,8 @@ OMNISPARSE_HD constexpr A not_a_number() noexcept {
 
 }  // namespace detail
 
+inline namespace OMNISPARSE_TARGET {
+
 /// log(exp(a) + exp(b)), nats. -inf is neutral, NaN shows; no overflow for any finite input.
 template <class A>
 OMNISPARSE_HD inline A merge_lse(A a, A b) noexcept {
@@ -84,4 +86,5 @@ OMNISPARSE_HD inline void merge_row(A* out, A& lse, A const* other_out, A other_
   }
 }
 
+}  // namespace OMNISPARSE_TARGET
 }  // namespace omnisparse

@@ -71,6 +71,8 @@ struct far_candidates {
   }
 };
 
+inline namespace OMNISPARSE_TARGET {
+
 /// The candidates of a chunk whose first and last row stand at these positions.
 OMNISPARSE_HD constexpr far_candidates candidates_of(near_field const& near, int first_position,
                                                      int last_position, int kv_tokens,
@@ -82,6 +84,8 @@ OMNISPARSE_HD constexpr far_candidates candidates_of(near_field const& near, int
   if (first.end <= last.begin) return {{sinks, kv_tokens}, {}};  // no key is near to all rows
   return {{sinks, larger(sinks, last.begin)}, {larger(sinks, first.end), kv_tokens}};
 }
+
+}  // namespace OMNISPARSE_TARGET
 
 /// How many query rows share one kept list per KV head; 0 means all rows of the call.
 struct chunk {

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace omnisparse::detail {
+namespace omnisparse::detail::inline OMNISPARSE_TARGET {
 
 // Strides whose farthest element lies so far away that addresses could wrap are nobody's layout.
 template <class V>
@@ -213,7 +213,7 @@ class memory_of_call {
     constexpr piece() noexcept = default;
     piece(void const* data, std::size_t bytes) noexcept
         : begin(reinterpret_cast<std::uintptr_t>(data)),
-          end(data == nullptr ? begin : begin + bytes) {}
+          end(data == nullptr ? begin : begin + smaller(bytes, ~std::uintptr_t{0} - begin)) {}
     template <class T, class Space, std::size_t Rank>
     explicit piece(tensor_view<T, Space, Rank> const& v) noexcept
         : view(&v), of_view([](void const* x) noexcept {
@@ -244,4 +244,4 @@ class memory_of_call {
   bool repeats_ = false;
 };
 
-}  // namespace omnisparse::detail
+}  // namespace omnisparse::detail::inline OMNISPARSE_TARGET

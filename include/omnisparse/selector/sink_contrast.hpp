@@ -9,9 +9,9 @@
 namespace omnisparse::selector {
 
 /// Active when the softmax share of the mean key against the first key exceeds `tau`:
-/// sigmoid(q . (k_mean - k_sink) / sqrt D) > tau. One dot product a row. After the published figure
-/// (arXiv 2511.12201); tau, `first`, `range` and `keep_lazy` are unpublished, the defaults ours.
-/// Wins on models trained with it; on others it hardly correlates with the far mass.
+/// sigmoid(s q . (k_mean - k_sink)) > tau, s the softmax scale. One dot product a row. After the
+/// published figure (arXiv 2511.12201); tau, `first`, `range` and `keep_lazy` are unpublished, the
+/// defaults ours. Wins on models trained with it; on others it hardly correlates with the far mass.
 struct sink_contrast {
   using observes = observation::sink_and_mean;
   float tau = 0.5f;  ///< share in [0, 1]; 0.5: sink and context tie

@@ -20,7 +20,7 @@ inline constexpr int part_pages = 8;
 /// The memory of a decode step.
 template <class A>
 struct decode_memory {
-  A* q = nullptr;      ///< [rows, dim, group], times log2(e) / sqrt(dim)
+  A* q = nullptr;      ///< [rows, dim, group], times score_scale
   A* sums = nullptr;   ///< [rows, parts, group, width], columns from dim on mean nothing
   A* high = nullptr;   ///< [rows, parts, group]
   A* total = nullptr;  ///< [rows, parts, group]

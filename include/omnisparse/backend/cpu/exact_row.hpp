@@ -60,7 +60,8 @@ E exact_weight(E x, E high) noexcept {
 /// One softmax of q [dim] over the keys that for_each_key(use) gives to use(k, step, v): elements
 /// of k stand `step` apart, those of v are neighbours. Gives each element of the output to
 /// store(d, value) and returns the log-sum-exp, nats. No keys: 0 and -inf. NaN in q or a key: NaN
-/// in all; in a value: in its column. Allocates nothing; cost: 3 + D / 64 passes over the keys.
+/// in all; in a value: in its column. Allocates nothing; cost: 2 + ceil(D / 64) passes over the
+/// keys.
 template <class T, class ForEachKey, class Store>
 accumulator_t<T> exact_row(T const* q, int dim, softmax_scale scale, ForEachKey const& for_each_key,
                            Store const& store) noexcept {
@@ -89,7 +90,11 @@ accumulator_t<T> exact_row(T const* q, int dim, softmax_scale scale, ForEachKey 
     });
     for (int d = 0; d < columns; ++d) store(first + d, static_cast<A>(sums[d]));
   }
-  return keys == 0 ? empty_lse<A>() : static_cast<A>(high + std::log(total));
+  if (keys == 0) return empty_lse<A>();
+  // -inf would say that nothing was seen.
+  constexpr E most = static_cast<E>(std::numeric_limits<A>::max());
+  E const lse = high + std::log(total);
+  return is_finite(kind_of(lse)) ? static_cast<A>(clamped(lse, -most, most)) : static_cast<A>(lse);
 }
 
 }  // namespace omnisparse::cpu::inline OMNISPARSE_TARGET

@@ -3,10 +3,9 @@
 #pragma once
 
 #include <omnisparse/backend/cuda/collective/softmax_terms.hpp>
+#include <omnisparse/backend/cuda/ptx/bit_mask.cuh>
 #include <omnisparse/backend/cuda/ptx/ex2.cuh>
 #include <omnisparse/core/near_field.hpp>
-
-#include <cuda/ptx>
 
 namespace omnisparse::collective {
 
@@ -30,8 +29,8 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], key_range const (&see
   for (int half = 0; half < 2; ++half) {
     int const begin = columns_before<N>(seen[half].begin - origin);
     int const end = columns_before<N>(seen[half].end - origin);
-    unsigned const bits = ::cuda::ptx::bmsk_clamp(static_cast<unsigned>(begin),
-                                                  static_cast<unsigned>(larger(end - begin, 0)));
+    unsigned const bits =
+        ptx::bits_from(static_cast<unsigned>(begin), static_cast<unsigned>(larger(end - begin, 0)));
 #pragma unroll
     for (int e = 2 * half; e < N; e += (e & 1) == 0 ? 1 : 3) {
       if ((bits & 1u << (e / 4 * 2 + e % 2)) == 0) s[e] = -__builtin_huge_valf();

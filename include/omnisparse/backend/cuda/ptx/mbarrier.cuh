@@ -2,8 +2,6 @@
 /// Barriers in shared memory that count arrivals and bytes. sm_90.
 #pragma once
 
-#include <cuda/ptx>
-
 #include <cstdint>
 
 namespace omnisparse::ptx {
@@ -19,8 +17,10 @@ struct mbarrier {
 
   /// By one thread, before anybody else touches the barrier; then `publish_barriers`, then a
   /// barrier of the block.
+  // mbarrier.init.shared::cta.b64 [addr], count;
   __device__ __forceinline__ void init(std::uint32_t count) {
-    ::cuda::ptx::mbarrier_init(&word, count);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(count)
+                 : "memory");
   }
 
   // mbarrier.arrive.shared::cta.b64 _, [addr];
@@ -56,13 +56,15 @@ struct mbarrier {
 };
 
 /// Makes initialised barriers known to the copy engine.
+// fence.mbarrier_init.release.cluster;
 __device__ __forceinline__ void publish_barriers() {
-  ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 /// Makes what this thread wrote to shared memory visible to products and copies that read it.
+// fence.proxy.async.shared::cta;
 __device__ __forceinline__ void fence_shared_for_async() {
-  ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 }  // namespace omnisparse::ptx

@@ -41,18 +41,26 @@ __device__ __forceinline__ void load_tile(void* to, CUtensorMap const* map, mbar
 
 /// Copies shared memory to the box at (x, row, head, batch); what lies outside the tensor is
 /// dropped. The source may be overwritten after `commit_stores` and `wait_for_store_reads`.
+// cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [map, {x, row, head, batch}], [from];
 __device__ __forceinline__ void store_tile(CUtensorMap const* map, void const* from, int x, int row,
                                            int head, int batch) {
-  std::int32_t const at[4] = {x, row, head, batch};
-  ::cuda::ptx::cp_async_bulk_tensor(::cuda::ptx::space_global, ::cuda::ptx::space_shared, map, at,
-                                    from);
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(
+          map),
+      "r"(x), "r"(row), "r"(head), "r"(batch), "r"(shared_address(from))
+      : "memory");
 }
 
-__device__ __forceinline__ void commit_stores() { ::cuda::ptx::cp_async_bulk_commit_group(); }
+/// Ends a group of this thread's stores.
+// cp.async.bulk.commit_group;
+__device__ __forceinline__ void commit_stores() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
 
 /// Waits until the copy engine has read the sources of this thread's stores.
+// cp.async.bulk.wait_group.read 0;
 __device__ __forceinline__ void wait_for_store_reads() {
-  ::cuda::ptx::cp_async_bulk_wait_group_read(::cuda::ptx::n32_t<0>{});
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
 }  // namespace omnisparse::ptx
