@@ -18,6 +18,8 @@ struct ratio {
     return is_up_to(share, 1.f) ? nullptr : "omnisparse: budget::ratio.share is a share in [0, 1]";
   }
   OMNISPARSE_HD constexpr int tokens(observes, kv_extent kv) const noexcept {
+    // By the bits of the share first: flags let comparisons miss NaN, and 0 times infinity is one.
+    if (!is_up_to(share, 1.f)) return is_nan(share) || share < 0.f ? 0 : kv.tokens;
     float const exact = share * static_cast<float>(kv.tokens);
     if (!(exact > 0.f)) return 0;
     if (exact >= static_cast<float>(kv.tokens)) return kv.tokens;  // what is left fits an int
