@@ -41,7 +41,7 @@ template <class A, class Key>
 double concentration(A const* mass, Key key, int count, flatness_by by, A* shares) noexcept {
   double sum = 0;
   for (int n = 0; n < count; ++n) sum += static_cast<double>(mass[key(n)]);
-  if (!(sum > 0)) return __builtin_huge_val();
+  if (!(sum > 0)) return omnisparse::detail::unknown(__builtin_huge_val());
   double result = 0;
   if (by == flatness_by::top_share) {
     int const top = ceil_div(count, 20);
