@@ -79,12 +79,13 @@ char const* plan_then_run_is_one_call(Attention const& composed, tensors<T> cons
     return "a legal call is refused";
   }
   for (std::size_t n = 0; n < one.out.size(); ++n) {
-    if (!(static_cast<float>(one.out[n]) == static_cast<float>(two.out[n]))) {
+    float const x = static_cast<float>(one.out[n]), y = static_cast<float>(two.out[n]);
+    if (is_nan(x) || is_nan(y) || !(x == y)) {
       return "plan then run differs from one call, or an output is NaN or unwritten";
     }
   }
   for (std::size_t n = 0; n < one.lse.size(); ++n) {
-    if (!(one.lse[n] == two.lse[n]))
+    if (is_nan(one.lse[n]) || is_nan(two.lse[n]) || !(one.lse[n] == two.lse[n]))
       return "the log-sum-exp of plan then run differs from one call's";
   }
   return nullptr;
