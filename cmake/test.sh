@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what is missing, then builds and runs all CPU tests, optimised. With --all also under the
-# sanitizers and, where there is nvcc, all that it compiles; the GPU's tests skip themselves where
-# there is no GPU.
+# Installs what is missing, then builds and runs all CPU tests, optimised. With --all also by -Ofast,
+# under the sanitizers and, where there is nvcc, all that it compiles; the GPU's tests skip themselves
+# where there is no GPU.
 #   sh cmake/test.sh [--all] [CMAKE OPTION ...]
 # OMNISPARSE_JOBS=N builds and tests N at a time. Logs go to build/, each job tells its minutes, and
 # the last line counts what ran.
@@ -67,6 +67,8 @@ work() {
 
 job test "$@"
 if [ "$all" = 1 ]; then
+  job fast-math "$@"
+  job fast-math-clang "$@"
   job asan "$@"
   # LLVM's archer tells the thread sanitizer about OpenMP's barriers; without it all is a race.
   archer=
