@@ -410,8 +410,8 @@ TEST_CASE_TEMPLATE("plans of anything are valid", T, float, double, bfloat16, ha
           REQUIRE(a(t.q_view(), t.k_view(), t.v_view(), x.out_view, x.lses, memory).ok());
           REQUIRE(a.run(t.q_view(), t.k_view(), t.v_view(), plan, y.out_view, y.lses, memory).ok());
           for (std::size_t n = 0; n < x.lse.size(); ++n) {
-            bool const alike = is_nan(x.lse[n]) ? is_nan(y.lse[n])
-                                                : !is_nan(y.lse[n]) && x.lse[n] == y.lse[n];
+            bool const alike =
+                is_nan(x.lse[n]) ? is_nan(y.lse[n]) : !is_nan(y.lse[n]) && x.lse[n] == y.lse[n];
             CHECK_MESSAGE(alike, what << ": " << x.lse[n] << " and " << y.lse[n]);
           }
           for (int h = 0; h < 4; ++h) {

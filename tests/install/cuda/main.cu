@@ -20,7 +20,8 @@ int main() {
   using namespace omnisparse;
   constexpr int heads = 2, tokens = 256, dim = 64;
   attention_shape const shape{1, heads, 1, tokens, tokens, dim};
-  auto const attend = presets::local_first(backend::cuda{}, tokens, {.window = 32, .least = 0.f, .below = crossover::never})
+  auto const attend = presets::local_first(backend::cuda{}, tokens,
+                                           {.window = 32, .least = 0.f, .below = crossover::never})
                           .with(mine::every_nth{});
   if (status const can = attend.can_run<bfloat16>(shape); !can.ok()) {
     std::printf("skipped: %s\n", can.message);
