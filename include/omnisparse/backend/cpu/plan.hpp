@@ -90,8 +90,9 @@ void select_rows(attention_call<T, host> const& call, Policies const& p,
     int const g = static_cast<int>(slot % shape.kv_heads);
     sequence_extent const extent = extent_of(shape, call.in, b);
     int const first = detail::first_of(p.selector);
-    double* const sink = sums + std::ptrdiff_t{thread} * 2 * dim;
-    double* const pool = sink + dim;
+    // Without contrast there is no such memory.
+    double* const sink = sums == nullptr ? sums : sums + std::ptrdiff_t{thread} * 2 * dim;
+    double* const pool = sums == nullptr ? sums : sink + dim;
     int taken = 0;  // keys [0, taken) are summed up, the first ones in sink, the others in pool
     auto const take_keys = [&](int end) {
       for (; taken < end; ++taken) {
