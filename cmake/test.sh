@@ -69,7 +69,9 @@ job test "$@"
 if [ "$all" = 1 ]; then
   job fast-math "$@"
   job fast-math-clang "$@"
+  export LSAN_OPTIONS="suppressions=$here/cmake/leaks.supp"
   job asan "$@"
+  unset LSAN_OPTIONS
   # LLVM's archer tells the thread sanitizer about OpenMP's barriers; without it all is a race.
   archer=
   for file in /usr/lib/llvm-*/lib/libarcher.so /usr/lib/*/libarcher.so; do
