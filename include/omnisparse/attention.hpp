@@ -92,35 +92,24 @@ class attention {
   }
   /// The same attention with another near field.
   constexpr attention with(near_field near) const noexcept {
-    attention changed = *this;
-    changed.policies_.near = near;
-    return changed;
+    return with_option(&policies_type::near, near);
   }
   /// The same attention with another mask.
   constexpr attention with(mask limit) const noexcept {
-    attention changed = *this;
-    changed.policies_.limit = limit;
-    return changed;
+    return with_option(&policies_type::limit, limit);
   }
   /// The same attention with another number of rows per kept list.
   constexpr attention with(chunk rows) const noexcept {
-    attention changed = *this;
-    changed.policies_.rows = rows;
-    return changed;
+    return with_option(&policies_type::rows, rows);
   }
   /// The same attention with another factor between q . k and a logit.
   constexpr attention with(softmax_scale scale) const noexcept {
-    attention changed = *this;
-    changed.policies_.scale = scale;
-    return changed;
+    return with_option(&policies_type::scale, scale);
   }
   /// The same attention that does otherwise with calls too short for planning to pay.
   constexpr attention with(crossover below) const noexcept {
-    attention changed = *this;
-    changed.policies_.below = below;
-    return changed;
+    return with_option(&policies_type::below, below);
   }
-
   /// The same attention on at most so many threads.
   constexpr attention with(threads most) const noexcept {
     static_assert(
@@ -364,6 +353,14 @@ class attention {
   }
 
  private:
+  // A copy with one option exchanged.
+  template <class Option>
+  constexpr attention with_option(Option policies_type::* which, Option value) const noexcept {
+    attention copy = *this;
+    copy.policies_.*which = value;
+    return copy;
+  }
+
   static constexpr bool writing = true, planning = false;
 
   template <class Q, class K, class V, class O, class S>
